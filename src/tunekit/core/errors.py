@@ -1,0 +1,76 @@
+"""The exit-code tree. Every failure a user can meet is one of these, and is shown as one block without a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong: what it is, where it stands (``file:line`` or a row), and what to do about it."""
+
+    what: str
+    where: str = ""
+    fix: str = ""
+
+
+class TunekitError(Exception):
+    """Base of all errors that tunekit raises on purpose.
+
+    Args:
+        what: what is wrong, in one sentence.
+        where: ``file:line``, ``file:line:column`` or a row; empty when there is no place.
+        fix: what the user can do about it.
+        problems: further problems found in the same pass; all are shown together.
+    """
+
+    exit_code = 1
+    title = "internal error"
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "", problems: Sequence[Problem] = ()) -> None:
+        super().__init__(what)
+        self.problems: tuple[Problem, ...] = (Problem(what, where, fix), *problems)
+
+    @property
+    def fix(self) -> str:
+        """What to do about the first problem."""
+        return self.problems[0].fix
+
+    def __str__(self) -> str:
+        return "\n".join(" ".join(part for part in (f"{p.where}:" if p.where else "", p.what) if part) for p in self.problems)
+
+
+class UserError(TunekitError):
+    """A wrong recipe, argument or option. Exit code 2."""
+
+    exit_code = 2
+    title = "cannot start"
+
+
+class DataError(TunekitError):
+    """The data cannot be trained on as it is. Exit code 3."""
+
+    exit_code = 3
+    title = "data refused"
+
+
+class MachineError(TunekitError):
+    """The machine does not allow it: disk, memory, device, network, a missing package. Exit code 4."""
+
+    exit_code = 4
+    title = "this machine cannot do it"
+
+
+class DivergedError(TunekitError):
+    """Training produced a loss or gradient that is not finite. Exit code 5."""
+
+    exit_code = 5
+    title = "training diverged"
+
+
+def raise_all(kind: type[TunekitError], problems: Sequence[Problem]) -> None:
+    """Raises one error of ``kind`` that carries all ``problems``; does nothing when there are none."""
+    if problems:
+        first = problems[0]
+        raise kind(first.what, where=first.where, fix=first.fix, problems=problems[1:])

@@ -1,0 +1,69 @@
+"""Plug-ins are the modules of a folder: found by listing it, imported by name when asked for, never named elsewhere."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
+
+from tunekit.core.errors import UserError
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The known name that ``name`` was most likely meant to be, or None when nothing is close."""
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A hint such as ``did you mean 'epochs'?``, or the list of known names when nothing is close."""
+    known = sorted(names)
+    close = nearest(name, known)
+    return f"did you mean '{close}'?" if close else f"known: {', '.join(known)}"
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The plug-ins of one folder.
+
+    Args:
+        package: dotted name of the folder, for example ``tunekit.methods``.
+        kind: what one plug-in is called in messages, for example ``method``.
+    """
+
+    package: str
+    kind: str
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The plug-ins' names, sorted; nothing is imported but the (empty) package."""
+        spec = importlib.util.find_spec(self.package)
+        assert spec is not None and spec.submodule_search_locations is not None, self.package
+        found = (m.name for m in pkgutil.iter_modules(spec.submodule_search_locations))
+        return tuple(sorted(name for name in found if not name.startswith("_")))
+
+    def load(self, name: str) -> ModuleType:
+        """Imports one plug-in.
+
+        Raises:
+            UserError: there is no plug-in of that name; the nearest name is given.
+        """
+        if name not in self.names:
+            raise UserError(f"unknown {self.kind} '{name}'", fix=did_you_mean(name, self.names))
+        return importlib.import_module(f"{self.package}.{name}")
+
+    def help(self, name: str) -> str:
+        """The first line of a plug-in's docstring."""
+        return (self.load(name).__doc__ or "").strip().splitlines()[0]
+
+
+METHODS = Registry("tunekit.methods", "method")
+ADAPTERS = Registry("tunekit.model.adapters", "adapter kind")
+FORMATS = Registry("tunekit.data.formats", "data format")
+TASKS = Registry("tunekit.evaluate.tasks", "evaluation task")
+METRICS = Registry("tunekit.evaluate.metrics", "metric")
