@@ -1,1 +1,1 @@
-"""model/adapters"""
+"""Adapters: one file each. A module holds its help, a frozen `Config` and `peft_config(config, model)`."""

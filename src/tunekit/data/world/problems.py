@@ -1,0 +1,60 @@
+"""The list of what can be asked in the world, and how a problem is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tunekit.data.world import forms, numbers
+from tunekit.data.world.dice import Dice, Key
+from tunekit.data.world.facts import Problem, draw_scene, tell_scene
+from tunekit.data.world.words import LANGUAGES, Language
+
+Draw = Callable[[Dice, bool, Language], Problem]
+
+
+def look_up(dice: Dice, held_out: bool, language: Language) -> Problem:
+    """A question about one of two to four facts that are given with it."""
+    facts = draw_scene(dice, held_out, dice.between(2, 4))
+    problem = dice.pick(dice.pick(facts).in_language(language))
+    return with_scene(problem, tuple(fact.key for fact in facts), tell_scene(dice, facts, language))
+
+
+def with_scene(problem: Problem, keys: tuple[Key, ...], given: str) -> Problem:
+    """The problem with the text to look it up in, and the combinations of all facts of that text."""
+    return Problem(problem.kind, problem.language, keys, problem.asked, problem.about, problem.answer, problem.told,
+                   given)
+
+
+DRAWS: tuple[tuple[Draw, int], ...] = (
+    (look_up, 6),
+    (forms.translate, 4),
+    (numbers.draw_sum, 4),
+    (numbers.draw_compare, 1),
+    (numbers.draw_units, 2),
+    (numbers.draw_date, 2),
+    (numbers.draw_weekday, 2),
+    (forms.plural, 1),
+    (forms.backwards, 1),
+    (forms.count, 1),
+)
+"""Every way to draw a problem with its share of the instructions."""
+
+WEIGHTED: tuple[Draw, ...] = tuple(draw for draw, weight in DRAWS for _ in range(weight))
+
+
+def draw_problem(dice: Dice, held_out: bool) -> Problem:
+    """Any problem in either language, on the wanted side of the split."""
+    language = dice.pick(LANGUAGES)
+    return dice.pick(WEIGHTED)(dice, held_out, language)
+
+
+def draw_task(dice: Dice, held_out: bool) -> tuple[str, Problem]:
+    """A problem whose answer a program can check, with the group it belongs to."""
+    groups: tuple[tuple[str, Draw], ...] = (
+        ("arithmetic", numbers.draw_sum),
+        ("units", numbers.draw_units),
+        ("dates", numbers.draw_date),
+        ("dates", numbers.draw_weekday),
+    )
+    group, draw = dice.pick(groups)
+    return group, draw(dice, held_out, dice.pick(LANGUAGES))

@@ -1,0 +1,240 @@
+"""From a recipe document to a typed Recipe: every problem found is reported at once, with its place and a hint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache, reduce
+from operator import or_
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic_core import ErrorDetails
+
+from tunekit.core.errors import Problem, UserError, raise_all
+from tunekit.core.registry import ADAPTERS, METHODS, did_you_mean
+from tunekit.recipe import document as documents
+from tunekit.recipe.checks import recipe_problems
+from tunekit.recipe.extra import extra_problems
+from tunekit.recipe.schema import Recipe
+
+
+_BOUNDS = {
+    "greater_than": ("gt", ">"),
+    "greater_than_equal": ("ge", ">="),
+    "less_than": ("lt", "<"),
+    "less_than_equal": ("le", "<="),
+}
+
+
+@cache
+def recipe_type(method: str) -> type[Recipe]:
+    """The Recipe class of one method: the shared blocks, the method's own block, and the adapters it may take.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    plugin = METHODS.load(method)
+    blocks: dict[str, Any] = {method: (plugin.Config, Field(default_factory=plugin.Config, description=METHODS.help(method)))}
+    adapters = [ADAPTERS.load(kind).Config for kind in ADAPTERS.names]
+    union: Any = reduce(or_, adapters)
+    kinds: Any = Annotated[union, Field(discriminator="kind")] if len(adapters) > 1 else union
+    blocks["adapter"] = (kinds | None, Field(None, description="leave out for full fine-tuning"))
+    return create_model(f"{method.title()}Recipe", __base__=Recipe, __module__=__name__, **blocks)
+
+
+def load(path: Path, *, method: str | None = None, overrides: Iterable[str] = ()) -> Recipe:
+    """Reads, overrides and checks a recipe file.
+
+    Args:
+        path: the recipe.
+        method: the command's method; None takes the recipe's own ``method`` key.
+        overrides: ``key.path=value`` assignments.
+
+    Raises:
+        UserError: with one problem for each thing that is wrong, each with ``file:line:column`` and a hint.
+    """
+    return check(documents.override(documents.read(path), list(overrides)), method)
+
+
+def check(document: documents.Document, method: str | None = None) -> Recipe:
+    """Turns a document into a Recipe; raises UserError with all problems at once."""
+    value = dict(document.value)
+    chosen = _method_of(document, method)
+    value["method"] = chosen
+    problems = _foreign_blocks(document, value, chosen)
+    problems += extra_problems(document)
+    recipe: Recipe | None = None
+    try:
+        recipe = recipe_type(chosen).model_validate_json(json.dumps(value, ensure_ascii=True))
+    except ValidationError as error:
+        problems += _problems(error, document, recipe_type(chosen), value)
+    if recipe is not None:
+        problems += recipe_problems(recipe, document)
+    raise_all(UserError, sorted(problems, key=_line))
+    assert recipe is not None
+    return recipe
+
+
+def _line(problem: Problem) -> tuple[int, ...]:
+    return tuple(int(part) for part in problem.where.split(":")[-2:] if part.isdigit())
+
+
+def _method_of(document: documents.Document, method: str | None) -> str:
+    named = document.value.get("method")
+    place = document.place(("method",), of_value=True)
+    if named is not None and not isinstance(named, str):
+        raise UserError("`method` must be text", where=place, fix=f"one of: {', '.join(METHODS.names)}")
+    if named is not None and named not in METHODS.names:
+        raise UserError(f"unknown method '{named}'", where=place, fix=did_you_mean(named, METHODS.names))
+    if method and named and method != named:
+        raise UserError(
+            f"this recipe is for `{named}`, the command is `{method}`", where=place, fix=f"run `tunekit {named} {document.name}`"
+        )
+    chosen = method or named
+    if chosen is None:
+        blocks = [name for name in METHODS.names if name in document.value]
+        if len(blocks) != 1:
+            raise UserError("the recipe does not say its method", where=document.name, fix="add `method: sft` as its first line")
+        chosen = blocks[0]
+    return chosen
+
+
+def _foreign_blocks(document: documents.Document, value: dict[str, Any], method: str) -> list[Problem]:
+    problems = []
+    for other in METHODS.names:
+        if other != method and other in value:
+            del value[other]
+            problems.append(
+                Problem(f"block '{other}' belongs to another method; this recipe is `{method}`", document.place((other,)),
+                        f"remove it, or run `tunekit {other}`")
+            )  # fmt: skip
+    return problems
+
+
+def _problems(error: ValidationError, document: documents.Document, root: type[BaseModel], value: Any) -> list[Problem]:
+    grouped: dict[tuple[documents.Path_, str], list[ErrorDetails]] = {}
+    for item in error.errors(include_url=False):
+        path = _path_in(item["loc"], value)
+        missing = item["type"] == "missing"
+        grouped.setdefault(((*path, item["loc"][-1]) if missing else path, item["type"] if missing else ""), []).append(item)
+    paths = [path for path, _ in grouped]
+    return [
+        _problem(path, items, document, root, value)
+        for (path, _), items in grouped.items()
+        # a list whose item is wrong counts as too short as well: the item's own problem says enough
+        if not (items[0]["type"] == "too_short" and any(other[: len(path)] == path != other for other in paths))
+    ]
+
+
+def _path_in(loc: tuple[int | str, ...], value: Any) -> documents.Path_:
+    """The part of a pydantic location that exists in the document (union tags are left out)."""
+    path: list[int | str] = []
+    at = value
+    for part in loc:
+        if (isinstance(at, Mapping) and part in at) or (isinstance(at, list) and isinstance(part, int) and part < len(at)):
+            at = at[part]
+            path.append(part)
+    return tuple(path)
+
+
+def _problem(
+    path: documents.Path_, items: list[ErrorDetails], document: documents.Document, root: type[BaseModel], value: Any
+) -> Problem:
+    dotted = ".".join(str(part) for part in path)
+    first = items[0]
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        known = _field_names(root, path[:-1])
+        return Problem(f"unknown key '{dotted}'", document.place(path), did_you_mean(str(path[-1]), known))
+    if kind == "missing":
+        return Problem(f"missing key '{dotted}'", document.place(path[:-1]), f"add `{path[-1]}:`")
+    given = _shown(reduce(lambda at, part: at[part], path, value))
+    wanted = list(dict.fromkeys(_wanted(item) for item in items))
+    if kind in _BOUNDS:
+        wanted = [_range(root, path, wanted[0])]
+    what = f"'{dotted}' must be {' or '.join(wanted)}; it is {given}"
+    fix = ""
+    expected = first.get("ctx", {}).get("expected", "")
+    if kind in ("literal_error", "union_tag_invalid") and isinstance(first["input"], (str, dict)):
+        names = [name.strip("' ") for name in str(expected or first["ctx"].get("expected_tags", "")).replace(" or ", ",").split(",")]
+        word = first["input"] if isinstance(first["input"], str) else str(first["input"].get("kind"))
+        fix = did_you_mean(word, [name for name in names if name])
+    return Problem(what, document.place(path, of_value=True), fix)
+
+
+def _shown(given: Any) -> str:
+    text = json.dumps(given, ensure_ascii=False)
+    kind = {str: "text ", dict: "the block ", list: "the list "}.get(type(given), "")
+    return kind + (text if len(text) <= 60 else text[:57] + "...")
+
+
+def _wanted(item: ErrorDetails) -> str:
+    context = item.get("ctx", {})
+    match item["type"]:
+        case "int_type" | "int_parsing" | "int_from_float":
+            return "a whole number"
+        case "float_type" | "float_parsing":
+            return "a number"
+        case "finite_number":
+            return "a finite number"
+        case "bool_type" | "bool_parsing":
+            return "true or false"
+        case "string_type":
+            return "text"
+        case "string_too_short":
+            return "text that is not empty"
+        case "tuple_type" | "list_type":
+            return "a list"
+        case "too_short":
+            return f"a list of at least {context.get('min_length', 1)}"
+        case "dict_type" | "model_type" | "model_attributes_type":
+            return "a block of keys"
+        case kind if kind in _BOUNDS:
+            key, symbol = _BOUNDS[kind]
+            return f"{symbol} {context[key]:g}"
+        case "literal_error":
+            return f"one of {context['expected']}"
+        case "union_tag_invalid":
+            return f"of a kind among {context['expected_tags']}"
+        case "union_tag_not_found":
+            return "a block with a `kind`"
+        case "value_error":
+            return str(context.get("error", item["msg"]))
+        case _:
+            return item["msg"]
+
+
+def _blocks_at(root: type[BaseModel], path: documents.Path_) -> list[type[BaseModel]]:
+    """The classes that the block at ``path`` may be of."""
+    kinds = [root]
+    for part in path:
+        if isinstance(part, str):
+            fields = [kind.model_fields[part] for kind in kinds if part in kind.model_fields]
+            kinds = [model for field in fields for model in _models(field.annotation)]
+    return kinds
+
+
+def _field_names(root: type[BaseModel], path: documents.Path_) -> list[str]:
+    """The keys allowed in the block at ``path``."""
+    return sorted({name for kind in _blocks_at(root, path) for name in kind.model_fields})
+
+
+def _range(root: type[BaseModel], path: documents.Path_, broken: str) -> str:
+    """The whole range of a bounded number, such as ``> 0 and <= 10``."""
+    metadata = [
+        item
+        for kind in _blocks_at(root, path[:-1])
+        if path[-1] in kind.model_fields
+        for item in kind.model_fields[str(path[-1])].metadata
+    ]
+    signs = dict(_BOUNDS.values())
+    bounds = [f"{signs[key]} {getattr(item, key):g}" for item in metadata for key in signs if hasattr(item, key)]
+    return " and ".join(bounds) if broken in bounds else broken
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models(inner)] if get_origin(annotation) else []
