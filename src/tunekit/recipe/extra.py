@@ -10,12 +10,12 @@ import ast
 import importlib.util
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional, Union
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from tunekit.core.errors import Problem
-from tunekit.core.registry import did_you_mean
+from tunekit.core.registry import nearest
 from tunekit.recipe.document import Document
 
 NAMED = {
@@ -66,6 +66,26 @@ NAMED = {
     "do_eval": "eval",
     "do_predict": "eval",
     "push_to_hub": "a push is never part of a training run",
+    "hub_model_id": "a push is never part of a training run",
+    "hub_strategy": "a push is never part of a training run",
+    "hub_private_repo": "a push is never part of a training run",
+    "hub_always_push": "a push is never part of a training run",
+    "hub_revision": "a push is never part of a training run",
+    "fsdp": "launch.strategy",
+    "fsdp_config": "launch.strategy",
+    "deepspeed": "launch.strategy",
+    "parallelism_config": "launch.strategy",
+    "local_rank": "launch.processes",
+    "auto_find_batch_size": "train.micro_batch_size (the global batch must not change by itself)",
+    "ignore_data_skip": "--resume (rows are never repeated or skipped)",
+    "enable_jit_checkpoint": "train.save_every",
+    "save_only_model": "train.save_every (a checkpoint that cannot be resumed from is none)",
+    "label_names": "the data pipeline",
+    "length_column_name": "the data pipeline",
+    "dataloader_drop_last": "the data pipeline (no row is dropped silently)",
+    "include_num_input_tokens_seen": "the metrics (tokens are always counted)",
+    "average_tokens_across_devices": "the loss (always a mean over the labelled tokens of the global batch)",
+    "prediction_loss_only": "eval",
     "hub_token": "no secrets in a recipe: log in with `hf auth login`",
     "trust_remote_code": "remote code is never run from a recipe",
 }
@@ -95,8 +115,9 @@ def extra_problems(document: Document) -> list[Problem]:
         if name in NAMED:
             problems.append(Problem(f"'train.extra.{name}' would shadow a named key", document.place(path), f"use: {NAMED[name]}"))
         elif name not in fields:
-            open_names = fields.keys() - NAMED.keys()
-            problems.append(Problem(f"'{name}' is not a field of TrainingArguments", document.place(path), did_you_mean(name, open_names)))
+            close = nearest(name, fields)
+            hint = f"use: {NAMED[close]}" if close in NAMED else f"did you mean '{close}'?" if close else "see its documentation"
+            problems.append(Problem(f"'train.extra.{name}' is not a field of TrainingArguments", document.place(path), hint))
         elif (wanted := _mismatch(fields[name], value)) is not None:
             problems.append(
                 Problem(f"'train.extra.{name}' must be {wanted}; it is {value!r}", document.place(path, of_value=True), "")
@@ -109,10 +130,7 @@ def _mismatch(annotation: str, value: Any) -> str | None:
     words = ast.walk(ast.parse(annotation, mode="eval"))
     known = {"int", "float", "bool", "str", "dict", "list", "Any", "None", "Optional", "Union"}
     foreign = {n.id for n in words if isinstance(n, ast.Name)} - known
-    names: dict[str, Any] = {"Any": Any} | dict.fromkeys(foreign, str)
-    import typing
-
-    names |= {"Optional": typing.Optional, "Union": typing.Union}
+    names: dict[str, Any] = {"Any": Any, "Optional": Optional, "Union": Union} | dict.fromkeys(foreign, str)
     kind = eval(annotation, {"__builtins__": {"int": int, "float": float, "bool": bool, "str": str, "dict": dict, "list": list}}, names)
     try:
         TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)

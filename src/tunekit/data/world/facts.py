@@ -9,6 +9,9 @@ from tunekit.data.world.dice import Dice, Key, draw_on_side
 from tunekit.data.world.words import COLOURS, PEOPLE, PLACES, THINGS, VERBS, Language, Verb, Word
 
 
+Atom = Word | Verb
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """Something that can be told in prose, asked about, and answered.
@@ -31,11 +34,13 @@ class Problem:
 class Fact:
     """One fact: its combination, parallel sentences ``(en, zh)`` that state it, and the problems it answers.
 
-    ``atoms`` must not recur in another fact of the same scene, or questions would have two answers.
+    ``words`` are what it was built from; ``names`` are those that must not recur in another fact of the same scene,
+    or questions would have two answers.
     """
 
     key: Key
-    atoms: frozenset[str]
+    words: tuple[Atom, ...]
+    names: frozenset[str]
     sentences: tuple[tuple[str, str], ...]
     problems: tuple[Problem, ...]
 
@@ -66,7 +71,7 @@ def own(person: Word, thing: Word, colour: Word) -> Fact:
         Problem("owner", "zh", (key,), (f"谁有{zh}？", f"{zh}是谁的？"),
                 f"{zh}的主人", person.zh, (f"{zh}是{person.zh}的。", f"{zh}的主人是{person.zh}。")),
     )
-    return Fact(key, frozenset((person.en, thing.en)), (has, looks), problems)
+    return Fact(key, (person, thing, colour), frozenset((person.en, thing.en)), (has, looks), problems)
 
 
 def lie(thing: Word, colour: Word, place: Word) -> Fact:
@@ -85,7 +90,7 @@ def lie(thing: Word, colour: Word, place: Word) -> Fact:
         Problem("thing", "zh", (key,), (f"{place.zh}里有什么？", f"什么在{place.zh}里？"),
                 f"{place.zh}里的东西", zh, (holds[1], f"{place.zh}里的东西是{zh}。")),
     )
-    return Fact(key, frozenset((thing.en, place.en)), (where, holds), problems)
+    return Fact(key, (thing, colour, place), frozenset((thing.en, place.en)), (where, holds), problems)
 
 
 def act(person: Word, verb: Verb, thing: Word, place: Word) -> Fact:
@@ -110,32 +115,47 @@ def act(person: Word, verb: Verb, thing: Word, place: Word) -> Fact:
                 f"{person.zh}{verb.zh}{thing.zh}的地方", place.zh,
                 (f"{person.zh}{verb.zh}{thing.zh}的地方是{place.zh}。",)),
     )
-    return Fact(key, frozenset((person.en, thing.en, place.en)), (did, there), problems)
+    names = frozenset((person.en, thing.en, place.en))
+    return Fact(key, (person, verb, thing, place), names, (did, there), problems)
 
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """A kind of fact: the pools its atoms come from, and how the fact is built from one atom of each pool."""
+    """A kind of fact: the pools its atoms come from, and how the fact is built from one atom of each pool.
+
+    ``answers`` says for each kind of problem which of the pools the answer is from.
+    """
 
     name: str
-    pools: tuple[tuple[Word, ...] | tuple[Verb, ...], ...]
+    pools: tuple[tuple[Atom, ...], ...]
     build: Callable[..., Fact]
+    answers: dict[str, int]
 
     def draw(self, dice: Dice, held_out: bool) -> Fact:
         """One fact on the wanted side of the split."""
         return self.build(*draw_on_side(held_out, lambda: self._atoms(dice), self._key))
 
-    def _atoms(self, dice: Dice) -> tuple[Word | Verb, ...]:
+    def spoil(self, dice: Dice, held_out: bool, fact: Fact, kind: str) -> Fact:
+        """The same fact but for another answer to the problem of this kind, on the wanted side of the split."""
+        place = self.answers[kind]
+        others = [atom for atom in self.pools[place] if atom != fact.words[place]]
+
+        def make() -> tuple[Atom, ...]:
+            return (*fact.words[:place], dice.pick(others), *fact.words[place + 1 :])
+
+        return self.build(*draw_on_side(held_out, make, self._key))
+
+    def _atoms(self, dice: Dice) -> tuple[Atom, ...]:
         return tuple(dice.pick(pool) for pool in self.pools)
 
-    def _key(self, atoms: tuple[Word | Verb, ...]) -> Key:
+    def _key(self, atoms: tuple[Atom, ...]) -> Key:
         return (self.name, *(atom.base if isinstance(atom, Verb) else atom.en for atom in atoms))
 
 
 RELATIONS = (
-    Relation("own", (PEOPLE, THINGS, COLOURS), own),
-    Relation("lie", (THINGS, COLOURS, PLACES), lie),
-    Relation("act", (PEOPLE, VERBS, THINGS, PLACES), act),
+    Relation("own", (PEOPLE, THINGS, COLOURS), own, {"colour": 2, "owner": 0}),
+    Relation("lie", (THINGS, COLOURS, PLACES), lie, {"where": 2, "thing": 0}),
+    Relation("act", (PEOPLE, VERBS, THINGS, PLACES), act, {"doer": 0, "scene": 3}),
 )
 
 
@@ -150,7 +170,7 @@ def draw_scene(dice: Dice, held_out: bool, count: int) -> list[Fact]:
     facts: list[Fact] = []
     while len(facts) < count:
         fact = relation.draw(dice, held_out)
-        if all(not fact.atoms & other.atoms for other in facts):
+        if all(not fact.names & other.names for other in facts):
             facts.append(fact)
     return facts
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tunekit.data.world.dice import Dice, Key, draw_on_side
+from tunekit.data.world.dice import Dice, Key, draw_on_side, is_held_out
 from tunekit.data.world.facts import Problem
 from tunekit.data.world.words import MONTHS, PEOPLE, UNITS, WEEKDAYS, Language, Unit, Word
 
@@ -15,6 +15,11 @@ LAST_DAY = 28  # every month has it, so no year is needed
 def sum_key(a: int, b: int) -> Key:
     """The family of a + b, b + a, (a + b) - a and (a + b) - b, which is held out as a whole."""
     return ("sum", str(min(a, b)), str(max(a, b)))
+
+
+def is_on_side(a: int, b: int, held_out: bool) -> bool:
+    """Whether the family of a + b lies on the wanted side of the split."""
+    return is_held_out(*sum_key(a, b)) == held_out
 
 
 def draw_addends(dice: Dice, held_out: bool, largest: int = LARGEST_SUM) -> tuple[int, int]:

@@ -122,7 +122,7 @@ museum 博物馆
 office 办公室
 shop 商店
 hall 大厅
-farm 农场
+barn 谷仓
 harbour 港口
 tower 塔楼
 """)
@@ -165,12 +165,20 @@ Saturday 星期六
 Sunday 星期日
 """)
 
-MONTHS = tuple(
-    Word(name, f"{number}月")
-    for number, name in enumerate(
-        "January February March April May June July August September October November December".split(), 1
-    )
-)
+MONTHS = _words("""
+January 1月
+February 2月
+March 3月
+April 4月
+May 5月
+June 6月
+July 7月
+August 8月
+September 9月
+October 10月
+November 11月
+December 12月
+""")
 
 
 @dataclass(frozen=True, slots=True)

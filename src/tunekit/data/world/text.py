@@ -1,0 +1,93 @@
+"""Raw prose for pretraining: the same skills as the instructions, told instead of asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tunekit.data.world import forms, numbers
+from tunekit.data.world.dice import Dice, Key
+from tunekit.data.world.facts import draw_scene, tell_scene
+from tunekit.data.world.problems import Draw, draw_problem, look_up
+from tunekit.data.world.topics import draw_story
+from tunekit.data.world.words import LANGUAGES, Language
+
+Keyed = tuple[tuple[Key, ...], str]
+
+# A story names what is sought before it tells the facts, so that pretraining also practises
+# "search term first, text after it"; the form is prose and is used nowhere in the instructions.
+SEARCHES: dict[Language, tuple[tuple[str, str], ...]] = {
+    "en": (
+        ("Somebody wanted to know {about}.", "So it was {answer}"),
+        ("The pupils talked about {about}.", "In the end they wrote {answer}"),
+        ("This page is about {about}.", "The page ends with {answer}"),
+    ),
+    "zh": (
+        ("有人想知道{about}。", "原来就是{answer}"),
+        ("学生们谈到{about}。", "最后他们写下{answer}"),
+        ("这一页说的是{about}。", "这一页最后是{answer}"),
+    ),
+}
+
+
+def search(dice: Dice, held_out: bool, language: Language, draw: Draw = look_up) -> Keyed:
+    """A little story in which somebody looks for something and finds it."""
+    problem = draw(dice, held_out, language)
+    opening, closing = dice.pick(SEARCHES[problem.language])
+    given = "" if problem.given in problem.about else problem.given
+    parts = (opening.format(about=problem.about), given, closing.format(answer=problem.answer))
+    joint = " " if problem.language == "en" else ""
+    return problem.keys, joint.join(part for part in parts if part)
+
+
+def search_anything(dice: Dice, held_out: bool, language: Language) -> Keyed:
+    """A search for the answer of any problem."""
+    return search(dice, held_out, language, lambda dice, held_out, _: draw_problem(dice, held_out))
+
+
+def scene(dice: Dice, held_out: bool, language: Language) -> Keyed:
+    """A few facts, and then the same facts in other words."""
+    facts = draw_scene(dice, held_out, dice.between(2, 4))
+    problems = [problem for fact in facts for problem in fact.in_language(language)]
+    again = [dice.pick(problem.told) for problem in dice.some(problems, dice.between(2, len(problems)))]
+    parts = [tell_scene(dice, facts, language), *again]
+    return tuple(fact.key for fact in facts), (" " if language == "en" else "").join(parts)
+
+
+def telling(*draws: Draw) -> Callable[[Dice, bool, Language], Keyed]:
+    """A maker of documents of two to five statements, each from one of ``draws``."""
+
+    def tell(dice: Dice, held_out: bool, language: Language) -> Keyed:
+        problems = [dice.pick(draws)(dice, held_out, language) for _ in range(dice.between(2, 5))]
+        keys = tuple(key for problem in problems for key in problem.keys)
+        return keys, "\n".join(dice.pick(problem.told) for problem in problems)
+
+    return tell
+
+
+def stories(dice: Dice, held_out: bool, language: Language) -> Keyed:
+    """Two to four one-line stories, some of them in both languages."""
+    drawn = [draw_story(dice, held_out, language) for _ in range(dice.between(2, 4))]
+    return tuple(story.key for story in drawn), "\n".join(story.text for story in drawn)
+
+
+DOCUMENTS: tuple[tuple[Callable[[Dice, bool, Language], Keyed], int], ...] = (
+    (scene, 5),
+    (search, 4),
+    (search_anything, 5),
+    (telling(numbers.draw_sum), 6),
+    (telling(forms.translate), 4),
+    (telling(numbers.draw_units), 2),
+    (telling(numbers.draw_date), 2),
+    (telling(numbers.draw_weekday), 1),
+    (telling(numbers.draw_compare), 1),
+    (telling(forms.plural, forms.backwards, forms.count), 2),
+    (stories, 1),
+)
+"""The kinds of documents with their shares."""
+
+_WEIGHTED = tuple(make for make, weight in DOCUMENTS for _ in range(weight))
+
+
+def draw_document(dice: Dice, held_out: bool) -> Keyed:
+    """One document in one language (translations: both), with the combinations it tells of."""
+    return dice.pick(_WEIGHTED)(dice, held_out, dice.pick(LANGUAGES))

@@ -1,0 +1,1 @@
+"""The built-in models: files that ship with the package, and the makers of these files."""

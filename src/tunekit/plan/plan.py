@@ -1,0 +1,79 @@
+"""The plan: a frozen value, saved as JSON. It is the only thing that crosses a process boundary."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
+
+import tunekit
+from tunekit.core.errors import UserError
+from tunekit.core.files import sha256_json, write_json
+from tunekit.plan.hardware import Hardware
+from tunekit.recipe.load import recipe_type
+from tunekit.recipe.schema import Block, Recipe
+
+
+class Plan(Block):
+    """A recipe with everything resolved that does not depend on the rows.
+
+    ``examples_per_step`` = ``processes`` x ``micro_batch_size`` x ``accumulation`` is the recipe's global batch.
+    """
+
+    tunekit: str = tunekit.__version__
+    recipe: SerializeAsAny[Recipe]
+    recipe_folder: str = Field(description="where relative data paths start, relative to the working directory")
+    run_dir: str
+    hardware: Hardware
+    precision: Literal["fp32", "bf16", "fp16"]
+    weights_dtype: Literal["float32", "bfloat16", "float16"]
+    processes: int
+    micro_batch_size: int
+    accumulation: int
+    threads: int
+
+    @field_validator("recipe", mode="before")
+    @classmethod
+    def _typed_recipe(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, dict):
+            return recipe_type(value["method"]).model_validate_json(json.dumps(value))
+        return value
+
+    @property
+    def method(self) -> str:
+        """The training method."""
+        return self.recipe.method
+
+    @property
+    def examples_per_step(self) -> int:
+        """The global batch in examples."""
+        return self.processes * self.micro_batch_size * self.accumulation
+
+    @property
+    def hash(self) -> str:
+        """Identifies the plan, whatever machine and folder it runs in."""
+        value = self.model_dump(mode="json", exclude={"run_dir", "hardware", "threads", "recipe_folder"})
+        value["recipe"].pop("output", None)
+        return sha256_json(value)
+
+    def save(self, path: Path) -> None:
+        """Writes the plan as JSON, atomically."""
+        write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """Reads a saved plan.
+
+        Raises:
+            UserError: the file is missing or no plan of this version.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"no plan to read: {error.strerror}", where=str(path)) from None
+        try:
+            return cls.model_validate_json(text)
+        except ValueError as error:
+            raise UserError("not a plan of this version of tunekit", where=str(path), fix=str(error).splitlines()[0]) from None

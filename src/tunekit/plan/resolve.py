@@ -1,0 +1,126 @@
+"""Recipe + machine -> Plan: pure arithmetic, and the few choices that depend on the device."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Literal
+
+from tunekit.core.errors import MachineError, Problem, UserError, raise_all
+from tunekit.plan.hardware import Hardware
+from tunekit.plan.plan import Plan
+from tunekit.recipe.schema import Recipe
+
+TOKENS_PER_PASS = 16_384
+"""A derived micro-batch holds at most this many tokens: activations stay small, matrices stay large enough."""
+
+_TRACKER_PACKAGES = {"comet_ml": "comet_ml", "azure_ml": "azureml", "kubeflow": "kubeflow"}
+
+
+def resolve(recipe: Recipe, recipe_path: Path, hardware: Hardware) -> Plan:
+    """Derives every number of a run that does not depend on the rows.
+
+    Raises:
+        UserError: the recipe does not fit the machine's processes, or the named output folder is not empty.
+        MachineError: the recipe asks for what this machine does not have.
+    """
+    processes = _processes(recipe, hardware)
+    micro, accumulation = _batches(recipe, processes)
+    raise_all(MachineError, _missing(recipe, hardware))
+    precision = _precision(recipe, hardware)
+    return Plan(
+        recipe=recipe,
+        recipe_folder=os.path.relpath(recipe_path.parent),
+        run_dir=_run_dir(recipe, recipe_path),
+        hardware=hardware,
+        precision=precision,
+        weights_dtype=_weights_dtype(recipe, hardware, precision),
+        processes=processes,
+        micro_batch_size=micro,
+        accumulation=accumulation,
+        threads=recipe.train.threads or max(1, hardware.cores // processes),
+    )
+
+
+def _processes(recipe: Recipe, hardware: Hardware) -> int:
+    wanted = recipe.launch.processes
+    processes = (len(hardware.gpus) or 1) if wanted == "auto" else wanted
+    if hardware.gpus and processes > len(hardware.gpus):
+        raise UserError(
+            f"{processes} processes, but this machine has {len(hardware.gpus)} GPU(s)",
+            where="launch.processes",
+            fix="use `processes: auto`, or set CUDA_VISIBLE_DEVICES= to run on the CPU",
+        )
+    if recipe.train.batch_size % processes:
+        raise UserError(
+            f"'train.batch_size' ({recipe.train.batch_size}) cannot be shared by {processes} processes",
+            where="train.batch_size",
+            fix=f"use a multiple of {processes}",
+        )
+    return processes
+
+
+def _batches(recipe: Recipe, processes: int) -> tuple[int, int]:
+    """(micro-batch, accumulation): the largest divisor of a process's share that keeps within TOKENS_PER_PASS."""
+    share = recipe.train.batch_size // processes
+    if recipe.train.micro_batch_size:
+        return recipe.train.micro_batch_size, share // recipe.train.micro_batch_size
+    limit = max(1, TOKENS_PER_PASS // recipe.data.max_length)
+    micro = max(size for size in range(1, share + 1) if share % size == 0 and (size <= limit or size == 1))
+    return micro, share // micro
+
+
+def _missing(recipe: Recipe, hardware: Hardware) -> list[Problem]:
+    problems = []
+    for tracker in recipe.train.trackers:
+        package = _TRACKER_PACKAGES.get(tracker, tracker)
+        if importlib.util.find_spec(package) is None:
+            problems.append(
+                Problem(f"tracker '{tracker}' needs the package {package}", "train.trackers", f"pip install {package}")
+            )
+    if "8bit" in recipe.train.optimizer and importlib.util.find_spec("bitsandbytes") is None:
+        problems.append(
+            Problem(f"optimizer '{recipe.train.optimizer}' needs bitsandbytes", "train.optimizer", "pip install 'tunekit[bnb]'")
+        )
+    if recipe.train.precision == "fp16" and not hardware.gpus:
+        problems.append(Problem("fp16 training needs a GPU", "train.precision", "use `precision: auto`"))
+    if recipe.train.precision == "bf16" and hardware.gpus and not all(gpu.bf16 for gpu in hardware.gpus):
+        problems.append(Problem("this GPU does not compute in bfloat16", "train.precision", "use `precision: auto` (fp16 here)"))
+    return problems
+
+
+def _precision(recipe: Recipe, hardware: Hardware) -> Literal["fp32", "bf16", "fp16"]:
+    if recipe.train.precision != "auto":
+        return recipe.train.precision
+    if hardware.gpus:
+        return "bf16" if all(gpu.bf16 for gpu in hardware.gpus) else "fp16"
+    # On a CPU bf16 pays only for large matrices; small models, which is what CPUs train, are faster and exact in fp32.
+    return "fp32"
+
+
+def _weights_dtype(
+    recipe: Recipe, hardware: Hardware, precision: str
+) -> Literal["float32", "bfloat16", "float16"]:
+    if recipe.model.dtype != "auto":
+        return recipe.model.dtype
+    # Frozen weights need no float32 master copy: only the adapter is updated.
+    return "bfloat16" if recipe.adapter_block is not None and hardware.gpus and precision == "bf16" else "float32"
+
+
+def _run_dir(recipe: Recipe, recipe_path: Path) -> str:
+    named = recipe.output.dir
+    if named is not None:
+        if Path(named).exists() and (not Path(named).is_dir() or any(Path(named).iterdir())):
+            raise UserError(
+                f"the output folder '{named}' is not empty",
+                where="output.dir",
+                fix="name another folder, remove this one, or leave output.dir out to get a numbered one",
+            )
+        return named
+    root, number = Path("runs"), 1
+    folder = root / recipe_path.stem
+    while folder.exists():
+        number += 1
+        folder = root / f"{recipe_path.stem}-{number}"
+    return str(folder)
