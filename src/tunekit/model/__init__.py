@@ -1,1 +1,1 @@
-"""model"""
+"""Models and tokenizers: names, loading, adapters, saving, and the embedded default."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from tunekit.data.world.dice import Dice, Key, draw_on_side
 from tunekit.data.world.words import COLOURS, PEOPLE, PLACES, THINGS, VERBS, Language, Verb, Word
 
-
 Atom = Word | Verb
 
 

@@ -71,10 +71,8 @@ def draw_smalltalk(dice: Dice, held_out: bool) -> Conversation:
         for phrase in (greeting, dice.pick(WELCOMES), MOODS[mood], REPLIES[mood], *dice.pick(PARTINGS))
     )
     joint = " " if language == "en" else ""
-    turns = dice.pick(
-        ([hello + joint + mood_told, reply], [hello, welcome, mood_told, reply], [hello, welcome, mood_told, reply, *end])
-    )
-    return (key,), _turns(*turns)
+    longest = [hello, welcome, mood_told, reply, *end]
+    return (key,), _turns(*dice.pick(([hello + joint + mood_told, reply], longest[:4], longest)))
 
 
 def remembering(dice: Dice, held_out: bool, language: Language) -> Conversation:

@@ -27,7 +27,24 @@ TURN_END = "<|im_end|>"  # also the eos token: generation stops where a turn end
 PADDING = "<|pad|>"  # not the eos token, so that masking padding never masks an end of turn
 SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END, PADDING)
 
-ROLE_NAMES = "system user assistant tool"
+# Words and characters that the world lacks but a user's own rows are full of. They come once each, after everything of
+# the world, and fill the vocabulary up: without them such a row would cost a token a letter.
+COMMON_WORDS = """
+system user assistant tool name arguments function string number text answer question write read give make take help
+please explain summarise describe list because before after about would could should there their which while other
+people first second third most more less very many some every never always often between under over through without
+within again also both each only same such than then these those when where whose why year month week hour minute
+morning evening night home work house water food world country city street family child woman man mother father friend
+money price order customer product service email phone address code file data model error result example problem
+reason idea word sentence story language English Chinese yes no not can cannot will must may might know think want need
+use find tell ask try call feel become leave show hear play run move live believe bring happen provide hold turn start
+good better best great large small old young high low long short early late important different possible public able
+"""
+COMMON_CHARACTERS = (
+    "不了在人我他们来个上大为和国地到以说时要就出会可也你对生能而子那得于着下自之年过发后作里用道行所然家种事成方"
+    "多经么去法学如都同现当没动面起看定天分还进好小部其些主样理心她本前开但因只从想实日军者意无力它与长把机十民第公"
+    "此已工使情明性知全三又关点正业外将两高间由问很最重并物手应战向头文体政美相见被利什二等产或新己制身果加西斯月话"
+)
 
 
 def training_texts() -> Iterator[str]:
@@ -38,7 +55,8 @@ def training_texts() -> Iterator[str]:
     for part in ("chats", "smalltalk"):
         for row in rows(part, "train"):
             yield "\n".join(f"{message['role']}\n{message['content']}" for message in row["messages"])
-    yield from [ROLE_NAMES] * 100
+    yield from (f"{word} {word}" for word in COMMON_WORDS.split())
+    yield COMMON_CHARACTERS
 
 
 def train_tokenizer() -> Tokenizer:

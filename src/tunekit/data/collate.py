@@ -1,0 +1,53 @@
+"""Batches: right-padded, with positions instead of an attention mask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Stacks examples of different lengths.
+
+    A causal model never looks to the right, so right padding needs no attention mask; leaving it out keeps attention
+    on its fast path (a dense mask was the largest single slowdown measured). Packed rows restart ``position_ids`` at
+    each example, by which transformers keeps the examples of a row apart.
+
+    Args:
+        pad_id: token that fills up; its labels are ignored by position, so it may equal a real token such as EOS.
+        with_mask: also return a 2D attention mask, for models that count their tokens by it (mixture of experts).
+        multiple: lengths are rounded up to this.
+    """
+
+    pad_id: int
+    with_mask: bool = False
+    multiple: int = 8
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """``input_ids``, ``labels`` and ``position_ids`` of shape (B, T); B examples, T the longest, rounded up."""
+        import torch
+
+        longest = max(len(example["input_ids"]) for example in examples)
+        length = -(-longest // self.multiple) * self.multiple
+        ids = torch.full((len(examples), length), self.pad_id, dtype=torch.long)
+        labels = torch.full((len(examples), length), IGNORED, dtype=torch.long)
+        positions = torch.arange(length).repeat(len(examples), 1)  # padding goes on counting: no new segment
+        mask = torch.zeros((len(examples), length), dtype=torch.long)
+        for row, example in enumerate(examples):
+            size = len(example["input_ids"])
+            ids[row, :size] = torch.as_tensor(example["input_ids"])
+            labels[row, :size] = torch.as_tensor(example["labels"])
+            mask[row, :size] = 1
+            if example.get("position_ids") is not None:
+                own = torch.as_tensor(example["position_ids"])
+                positions[row, :size] = own
+                positions[row, size:] = torch.arange(1, length - size + 1) + int(own[-1])
+        batch = {"input_ids": ids, "labels": labels, "position_ids": positions}
+        return batch | {"attention_mask": mask} if self.with_mask else batch

@@ -1,0 +1,133 @@
+"""Which format a source has, told from its first rows; and the conversion of a row by a format's name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from tunekit.core.errors import DataError, UserError
+from tunekit.core.registry import FORMATS, did_you_mean, nearest
+from tunekit.core.types import Example, RowError
+from tunekit.data.columns import RESERVED, pick
+
+PROBED = 50
+
+
+def detect(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None = None) -> str:
+    """The one format that all of the first rows (up to 50) have; the formats are asked by their `PRECEDENCE`.
+
+    Args:
+        rows: good rows from the beginning of a source.
+        columns: the recipe's ``columns``; only formats that have all of these fields are asked.
+
+    Raises:
+        DataError: no format fits; the columns, the formats and the line to write are shown.
+        UserError: ``columns`` names a field that no format has.
+    """
+    assert rows, "detect needs a row"
+    mapped = _mapped(columns)
+    probed = [_renamed(row, mapped) for row in rows[:PROBED]]
+    asked = [name for name in _by_precedence() if set(mapped) <= set(FORMATS.load(name).FIELDS)]
+    if not asked:
+        known = {field for name in FORMATS.names for field in FORMATS.load(name).FIELDS}
+        strange = next((field for field in mapped if field not in known), None)
+        fix = did_you_mean(strange, known) if strange else "name the format that is meant: `format:`"
+        raise UserError(f"`columns: {{{', '.join(mapped)}}}` fits no format", fix=fix)
+    for name in asked:
+        if all(FORMATS.load(name).matches(row) for row in probed):
+            return name
+    raise _unknown(rows[:PROBED], probed, asked)
+
+
+def to_example(name: str, row: Mapping[str, Any], columns: Mapping[str, str]) -> Example:
+    """Converts one row by the format ``name``.
+
+    Raises:
+        RowError: the row does not fit; the reason names the column or turn.
+        UserError: there is no such format, or it has no such field as ``columns`` names.
+    """
+    module = _loaded(name)
+    mapped = _mapped(columns)
+    for field in mapped:
+        if field not in module.FIELDS:
+            known = (*module.FIELDS, *RESERVED)
+            raise UserError(f"the format '{name}' has no field '{field}'", fix=did_you_mean(field, known))
+    example: Example = module.to_example(row, mapped)
+    return example
+
+
+@cache
+def _loaded(name: str) -> ModuleType:
+    return FORMATS.load(name)
+
+
+def _by_precedence() -> list[str]:
+    return sorted(FORMATS.names, key=lambda name: int(_loaded(name).PRECEDENCE))
+
+
+def _mapped(columns: Mapping[str, str] | None) -> dict[str, str]:
+    return {field: path for field, path in (columns or {}).items() if field not in RESERVED}
+
+
+def _renamed(row: Mapping[str, Any], mapped: Mapping[str, str]) -> dict[str, Any]:
+    """The row with the named columns under the formats' own names; what a row does not have is left out."""
+    seen = dict(row)
+    for field, path in mapped.items():
+        try:
+            seen[field] = pick(row, path)
+        except RowError:
+            continue
+    return seen
+
+
+def _unknown(rows: Sequence[Mapping[str, Any]], probed: Sequence[Mapping[str, Any]], asked: Sequence[str]) -> DataError:
+    columns = list(dict.fromkeys(str(column) for row in rows for column in row))
+    fitting = {name: sum(map(_loaded(name).matches, probed)) for name in asked}
+    best = max(asked, key=lambda name: fitting[name])
+    if fitting[best]:
+        odd = next(i for i, row in enumerate(probed, start=1) if not _loaded(best).matches(row))
+        what = f"{fitting[best]} of the first {len(rows)} rows look like '{best}', good row {odd} does not"
+        return DataError(what, fix=f"write `format: {best}` to refuse such rows one by one, or split the file")
+    known = "; ".join(f"{name} ({', '.join(_loaded(name).REQUIRED)})" for name in asked)
+    what = f"no format fits the columns {', '.join(columns[:20])}. Formats: {known}"
+    return DataError(what, fix=_advice(rows[0], columns))
+
+
+def _advice(row: Mapping[str, Any], columns: Sequence[str]) -> str:
+    if "chosen" in columns and "rejected" in columns:
+        return "these are preference pairs: train on them with a preference method such as `tunekit dpo`"
+    if "parent_id" in columns or "parent_message_id" in columns:
+        return "each row is one message of a tree: nest the replies first (`format: tree`)"
+    paths = list(_paths(row))
+    for name in _by_precedence():
+        found = {field: _path_for(field, _loaded(name).FIELDS[field], paths) for field in _loaded(name).REQUIRED}
+        if all(found.values()):
+            moved = ", ".join(f"{field}: {path}" for field, path in found.items())
+            return f"perhaps `format: {name}` with `columns: {{{moved}}}`"
+    example = columns[0] if columns else "COLUMN"
+    return f"name the format and its columns, for example `format: text` with `columns: {{text: {example}}}`"
+
+
+def _paths(value: Any, prefix: str = "", depth: int = 3) -> Iterator[str]:
+    """Dotted paths to the texts and lists in a row, outermost first."""
+    items: list[tuple[str, Any]] = []
+    if isinstance(value, Mapping):
+        items = [(f"{prefix}{key}", item) for key, item in value.items()]
+    elif isinstance(value, list | tuple) and value and prefix:
+        items = [(f"{prefix}0", value[0])]
+    for path, item in items:
+        if isinstance(item, str | list | tuple):
+            yield path
+    if depth > 1:
+        for path, item in items:
+            yield from _paths(item, f"{path}.", depth - 1)
+
+
+def _path_for(field: str, defaults: Sequence[str], paths: Sequence[str]) -> str | None:
+    """The path whose last name is one of the field's own, or else nearest to it."""
+    last = {path.rpartition(".")[2]: path for path in reversed(paths)}
+    exact = next((last[name] for name in (field, *defaults) if name in last), None)
+    close = nearest(field, last)
+    return exact or (last[close] if close else None)

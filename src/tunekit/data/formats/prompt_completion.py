@@ -1,0 +1,55 @@
+"""A prompt and its completion: {prompt, completion or response, system?, tools?}, each text or a list of OpenAI messages.
+
+Texts become one user and one assistant turn. Only the completion is trained: assistant turns inside a prompt are
+marked as not to be trained, unless they say otherwise themselves (``train`` or ``weight``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from tunekit.core.types import Example, Message, Role
+from tunekit.data.columns import field, filled_text, required, shown
+from tunekit.data.conversation import with_system
+from tunekit.data.messages import messages_of
+from tunekit.data.toolcalls import tools_of
+
+PRECEDENCE = 50
+FIELDS: Mapping[str, tuple[str, ...]] = {
+    "prompt": ("prompt",),
+    "completion": ("completion", "response"),
+    "system": ("system",),
+    "tools": ("tools",),
+}
+REQUIRED = ("prompt", "completion")
+
+
+def matches(row: Mapping[str, Any]) -> bool:
+    """True when both columns hold text or a list."""
+    completion = row.get("completion", row.get("response"))
+    return isinstance(row.get("prompt"), str | list | tuple) and isinstance(completion, str | list | tuple)
+
+
+def to_example(row: Mapping[str, Any], columns: Mapping[str, str]) -> Example:
+    """The conversation of a row.
+
+    Raises:
+        RowError: the column or turn that is wrong, and why.
+    """
+    asked = [
+        replace(turn, train=False) if turn.role == "assistant" and turn.train is None else turn
+        for turn in _side(row, columns, "prompt", "user")
+    ]
+    answered = _side(row, columns, "completion", "assistant")
+    where = f"column '{shown(row, columns, 'tools', FIELDS['tools'])}'"
+    tools = tools_of(field(row, columns, "tools", FIELDS["tools"]), where)
+    return Example(messages=with_system([*asked, *answered], row, columns, FIELDS["system"]), tools=tools)
+
+
+def _side(row: Mapping[str, Any], columns: Mapping[str, str], name: str, role: Role) -> list[Message]:
+    value = required(row, columns, name, FIELDS[name])
+    if isinstance(value, list | tuple):
+        return messages_of(value, f"column '{shown(row, columns, name, FIELDS[name])}'")
+    return [Message(role, filled_text(row, columns, name, FIELDS[name]))]

@@ -1,0 +1,83 @@
+"""The gate: looks at the final examples, after truncation and packing, and refuses what would train wrongly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tunekit.core.errors import DataError, Problem
+
+SHOWN = 5
+
+
+@dataclass
+class Gate:
+    """Checks examples one after the other, then refuses all that is wrong at once.
+
+    Args:
+        vocabulary: number of rows of the model's embedding.
+        bos_id: beginning-of-sequence token, or None.
+        expects_end: whether every trained turn must end with a trained end-of-turn token (conversations).
+    """
+
+    vocabulary: int
+    bos_id: int | None
+    expects_end: bool = True
+    found: dict[str, list[str]] = field(default_factory=dict)
+
+    def look(self, example: Mapping[str, Any], where: Callable[[], str]) -> None:
+        """Checks one final example.
+
+        Args:
+            example: ``input_ids``, ``labels`` (length T; ignored: -100), ``turn_ends`` (positions of the end-of-turn
+                tokens of the trained turns), ``truncated``, ``starts`` (first positions of the packed examples).
+            where: names the rows of the example.
+        """
+        ids, labels = example["input_ids"], example["labels"]
+        starts = [*example["starts"], len(ids)]
+        for begin, end in zip(starts, starts[1:], strict=False):
+            if not any(label >= 0 for label in labels[begin + 1 : end]):
+                self._add("no token of the example is trained", where)
+            if self.bos_id is not None and end - begin > 1 and ids[begin] == ids[begin + 1] == self.bos_id:
+                self._add("the text begins with two beginning-of-sequence tokens", where)
+        if self.expects_end and not example["truncated"]:
+            if not example["turn_ends"]:
+                self._add("no end-of-turn token follows the trained text", where)
+            elif any(labels[position] < 0 for position in example["turn_ends"]):
+                self._add("the end-of-turn token of a trained turn is not trained", where)
+        if max(ids) >= self.vocabulary or min(ids) < 0:
+            self._add(f"token {max(ids)} lies outside the model's embedding of {self.vocabulary} rows", where)
+
+    def overlap(self, rows: Iterable[tuple[str, str]]) -> None:
+        """Notes evaluation rows whose rendered text is trained on: pairs of (eval row, train row)."""
+        for held_out, trained in rows:
+            self._add("held-out text is also trained on", lambda h=held_out, t=trained: f"{h} = {t}")  # type: ignore[misc]
+
+    def _add(self, fault: str, where: Callable[[], str]) -> None:
+        rows = self.found.setdefault(fault, [])
+        rows.append(where() if len(rows) < SHOWN else "")
+
+    def close(self) -> None:
+        """Refuses the data when anything was found.
+
+        Raises:
+            DataError: one problem for each kind of fault, naming the first rows and counting the others.
+        """
+        problems = []
+        for fault, rows in self.found.items():
+            more = f" and {len(rows) - SHOWN:,} more" if len(rows) > SHOWN else ""
+            problems.append(Problem(f"{fault} ({len(rows):,} rows)", ", ".join(rows[:SHOWN]) + more, _FIXES.get(fault, "")))
+        if problems:
+            first = problems[0]
+            raise DataError(first.what, where=first.where, fix=first.fix, problems=problems[1:])
+
+
+_FIXES = {
+    "no token of the example is trained": "raise data.max_length, or change data.loss_on",
+    "the text begins with two beginning-of-sequence tokens": "remove the token from the text or from the chat template",
+    "no end-of-turn token follows the trained text": "use a chat template that ends turns with a special token "
+    "(model.chat_template), or the model never learns to stop",
+    "the end-of-turn token of a trained turn is not trained": "move it inside {% generation %} in the chat template",
+    "held-out text is also trained on": "remove the rows from one side, or let data.eval: {fraction: ...} split the file",
+}

@@ -1,0 +1,185 @@
+"""Finds the assistant turns of any chat template by rendering the conversation again.
+
+Where an answer begins is where the prompt before it ends: the conversation up to the turn, rendered with the generation
+prompt. Where it ends shows when the answer is replaced by a sentinel: what does not change lies outside.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from tunekit.core.types import RowError
+from tunekit.data.literals import Span
+from tunekit.data.spans import Dicts, Facts, Turn, assistants, closing, common_prefix
+
+Draw = Callable[[Dicts, bool], str]  # (messages, add_generation_prompt) -> rendered text
+
+
+class Region(NamedTuple):
+    """The characters of a rendered conversation that change with a message.
+
+    ``exact_begin`` and ``exact_end``: everything before, everything after is the same in both renderings.
+    """
+
+    begin: int
+    end: int
+    exact_begin: bool
+    exact_end: bool
+
+
+class Locator:
+    """Finds turns by rendering.
+
+    Args:
+        draw: renders messages with the template and the tools of the row.
+        added: matches the tokenizer's added tokens, the longest first.
+        bos: the beginning-of-sequence token when it does not end sequences as well, else "".
+        facts: what is known of the template.
+    """
+
+    def __init__(self, draw: Draw, added: re.Pattern[str], bos: str, facts: Facts) -> None:
+        self.draw, self.added, self.bos, self.facts = draw, added, bos, facts
+
+    def turns(self, text: str, messages: Dicts) -> list[Turn]:
+        """Every assistant turn, with two renders or more for each.
+
+        Raises:
+            RowError: the template does not tell where a turn begins or ends.
+        """
+        found: list[Turn] = []
+        for index in assistants(messages):
+            turn = self._turn(text, messages, index)
+            if turn.start > turn.end or (found and turn.start < found[-1].end):
+                raise RowError(f"{named(index)}: its place in the rendered conversation cannot be told from its neighbours'")
+            found.append(turn)
+        return found
+
+    def region(self, text: str, messages: Dicts, index: int, *, whole: bool = True) -> Region:
+        """What changes when a message's content (``whole``: its tool calls and reasoning too) gives way to a sentinel.
+
+        Raises:
+            RowError: the template refuses the change, or does not write the message exactly once.
+        """
+        number = 0
+        while f"tksentinel{number}q" in text:
+            number += 1
+        sentinel = f"tksentinel{number}q"
+        dropped = ("tool_calls", "reasoning_content", "thinking") if whole else ()
+        changed = {key: value for key, value in messages[index].items() if key not in dropped} | {"content": sentinel}
+        other = self.draw([*messages[:index], changed, *messages[index + 1 :]], False)
+        if other.count(sentinel) != 1:
+            raise RowError(f"{named(index)}: the chat template writes its content {other.count(sentinel)} times, not once")
+        before, after = other.split(sentinel)
+        begin = common_prefix(text, before)
+        same = common_prefix(text[begin:][::-1], after[::-1])
+        return Region(begin, len(text) - same, begin == len(before), same == len(after))
+
+    def stop_after(self, text: str, end: int) -> Span | None:
+        """The end-of-turn token behind an answer that ends at ``end``; None when the template writes none."""
+        match = self.added.match(text, end)
+        gap = self.facts.gap
+        if match is None and gap and text.startswith(gap, end):
+            match = self.added.match(text, end + len(gap))
+            if match is not None and match.group() not in self.facts.stops:
+                return None
+        return match.span() if match is not None and match.group() != self.bos else None
+
+    def _turn(self, text: str, messages: Dicts, index: int) -> Turn:
+        try:
+            region = self.region(text, messages, index)
+        except RowError:
+            if not messages[index].get("tool_calls"):
+                raise
+            # the template refuses tool results without their call, or writes no content beside calls
+            region = self.region(text, messages, index, whole=False)._replace(exact_end=False)
+        start = self._start(text, messages, index, region)
+        if region.exact_end:
+            stop = self.stop_after(text, region.end)
+            return Turn(index, ((start, stop[1] if stop else region.end),), stop)
+        stop = self._stop_by_prefix(text, messages, index, start) or self._known_stop(text, messages, index)
+        return Turn(index, ((start, stop[1]),), stop)
+
+    def _start(self, text: str, messages: Dicts, index: int, region: Region) -> int:
+        prompt = self.render_or_none(messages[:index], True) if index else None
+        if prompt is not None and text.startswith(prompt):
+            return len(prompt)
+        tail = self.facts.tail
+        found = text.rfind(tail, 0, region.begin) if tail else -1
+        if found >= 0 and not self.added.sub("", text[found + len(tail) : region.begin]).strip():
+            return found + len(tail)
+        if not region.exact_begin:
+            raise RowError(f"{named(index)}: the chat template does not tell where its answer begins")
+        return region.begin
+
+    def render_or_none(self, messages: Dicts, generation_prompt: bool) -> str | None:
+        """A rendering; None when the template refuses a conversation that ends there."""
+        try:
+            return self.draw(messages, generation_prompt)
+        except RowError:
+            return None
+
+    def _stop_by_prefix(self, text: str, messages: Dicts, index: int, start: int) -> Span | None:
+        """The token that closes the conversation up to a turn, as far as that is how the whole one begins."""
+        upto = self.render_or_none(messages[: index + 1], False)
+        if upto is None:
+            return None
+        shared = common_prefix(text, upto)
+        if shared == len(upto):
+            return next(iter(closing(text, start, shared, self.added, self.facts.stops)[-1:]), None)
+        cut = next((m.start() for m in self.added.finditer(text, start) if m.start() < shared < m.end()), shared)
+        found = closing(text, start, cut, self.added, self.facts.stops)
+        return found[-1] if found and text[slice(*found[-1])] in self.facts.stops else None
+
+    def _known_stop(self, text: str, messages: Dicts, index: int) -> Span:
+        """The first known end-of-turn token behind the content itself."""
+        region = self.region(text, messages, index, whole=False)
+        tokens = (m.span() for m in self.added.finditer(text, region.end) if m.group() in self.facts.stops)
+        stop = next(tokens, None)
+        if stop is None or not region.exact_end:
+            raise RowError(f"{named(index)}: the chat template does not tell where its answer ends")
+        return stop
+
+
+PROBE: Dicts = (
+    {"role": "user", "content": "tkprobe which a"},
+    {"role": "assistant", "content": "tkprobe this b"},
+    {"role": "user", "content": "tkprobe and c"},
+    {"role": "assistant", "content": "tkprobe that d"},
+)
+
+
+def learn(locator: Locator) -> Facts:
+    """What a template does with two plain questions and answers; no facts when it refuses such a conversation.
+
+    Raises:
+        RowError: the template does not write each answer once.
+    """
+    texts = [locator.render_or_none(PROBE[:end], prompted) for end, prompted in ((4, False), (1, True), (3, True), (1, False))]
+    text, first, second, asked = texts
+    if text is None or first is None or second is None:
+        return Facts()
+    regions = [locator.region(text, PROBE, index) for index in (1, 3)]
+    tail = first[len(asked) :] if asked is not None and first.startswith(asked) else ""
+    shared = common_prefix(first[::-1], second[::-1])
+    tail = tail or first[len(first) - shared :].lstrip()
+    end = regions[1].end
+    behind = len(text[end:]) - len(text[end:].lstrip())
+    gap = text[end : end + behind] if locator.added.match(text, end + behind) else ""
+    stops = []
+    for region in regions:
+        match = locator.added.match(text, region.end)
+        if match is None and text.startswith(gap, region.end):
+            match = locator.added.match(text, region.end + len(gap))
+        stops.append(match.group() if match is not None and match.group() != locator.bos else "")
+    if gap and stops[0] != stops[1]:
+        stops[0] = ""  # white space and then the next turn's first token, as far as one can tell
+    fits = text.startswith(first) and text.startswith(second)
+    leads = (text[len(first) : regions[0].begin], text[len(second) : regions[1].begin]) if fits else None
+    return Facts(tail, leads, gap, (stops[0], stops[1]), fits)
+
+
+def named(index: int) -> str:
+    """How a message is called in a reason."""
+    return f"message {index + 1}"

@@ -1,0 +1,124 @@
+"""Prepared examples on disk: Arrow files that are written as a stream and read memory-mapped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from tunekit.data.collate import IGNORED
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FLUSH = 1000
+
+
+def row_schema() -> pa.Schema:
+    """One fitted example: ``number`` is its row in the ledger; the other columns as in `fit.Fitted`."""
+    import pyarrow as pa
+
+    ids, text = pa.list_(pa.int32()), pa.string()
+    return pa.schema([
+        ("number", pa.int32()), ("length", pa.int32()), ("input_ids", ids), ("labels", ids), ("turn_ends", ids),
+        ("truncated", pa.bool_()), ("prompt_tokens", pa.int32()), ("prompt", text), ("reference", text),
+    ])  # fmt: skip
+
+
+def final_schema() -> pa.Schema:
+    """What training reads: ``rows`` are ledger rows, ``starts`` the first positions of the packed examples.
+
+    ``position_ids`` is null unless examples are packed and isolated: then it restarts at each of them.
+    """
+    import pyarrow as pa
+
+    ids = pa.list_(pa.int32())
+    schema = row_schema().remove(0)
+    return pa.schema([("rows", ids), ("starts", ids), ("position_ids", ids), *schema])
+
+
+class ArrowWriter:
+    """Writes rows to an Arrow stream file, a thousand at a time."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path, self.schema, self.pending = path, schema, list[Mapping[str, Any]]()
+
+    def __enter__(self) -> ArrowWriter:
+        import pyarrow as pa
+
+        self._file = pa.OSFile(str(self.path), "wb")
+        self._stream = pa.ipc.new_stream(self._file, self.schema)
+        return self
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Adds one row; it must have every column of the schema."""
+        self.pending.append(row)
+        if len(self.pending) >= FLUSH:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        self._stream.write_batch(pa.RecordBatch.from_pylist(self.pending, schema=self.schema))
+        self.pending.clear()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None and self.pending:
+            self._flush()
+        self._stream.close()
+        self._file.close()
+
+
+class RowFile:
+    """Random access to an Arrow stream file, memory-mapped."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+
+        self.table: pa.Table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def column(self, name: str) -> list[Any]:
+        """A whole column as plain values."""
+        values: list[Any] = self.table[name].to_pylist()
+        return values
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {name: self.table[name][index].as_py() for name in self.table.column_names}
+
+
+def join(rows: Sequence[Mapping[str, Any]], isolated: bool) -> dict[str, Any]:
+    """One final example of the rows that share it.
+
+    Args:
+        rows: fitted examples, in their order.
+        isolated: whether each is to see only itself (positions restart), or also those before it.
+    """
+    starts, at = [], 0
+    ids: list[int] = []
+    labels: list[int] = []
+    ends: list[int] = []
+    positions: list[int] = []
+    for row in rows:
+        starts.append(at)
+        ids += row["input_ids"]
+        labels += [IGNORED, *row["labels"][1:]]  # nothing precedes a first token: it cannot be predicted
+        ends += [at + end for end in row["turn_ends"]]
+        positions += range(len(row["input_ids"]))
+        at = len(ids)
+    return {
+        "rows": [row["number"] for row in rows],
+        "starts": starts,
+        "position_ids": positions if isolated and len(rows) > 1 else None,
+        "length": len(ids),
+        "input_ids": ids,
+        "labels": labels,
+        "turn_ends": ends,
+        "truncated": any(row["truncated"] for row in rows),
+        "prompt_tokens": rows[0]["prompt_tokens"],
+        "prompt": rows[0]["prompt"],
+        "reference": rows[0]["reference"],
+    }

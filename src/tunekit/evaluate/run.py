@@ -1,0 +1,197 @@
+"""Evaluates a model, and compares the tuned one with the base."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tunekit.core.errors import DataError, Problem, raise_all
+from tunekit.core.progress import Screen
+from tunekit.core.registry import METRICS, TASKS
+from tunekit.evaluate.contract import Item, Spec, TaskResult
+
+if TYPE_CHECKING:
+    from tunekit.evaluate.statistics import Array, Interval, Statistic
+
+ROWS_SEED = 0  # draws the rows of eval.limit: the same rows for every model of every run
+
+
+def check(items: Sequence[Item], spec: Spec) -> None:
+    """Finds before any model is loaded what would make the evaluation fail; all of it at once.
+
+    Raises:
+        UserError: a metric is unknown.
+        DataError: rows without a prompt, or with a reference that a metric cannot score against.
+    """
+    if not spec.generate:
+        return
+    metrics = [METRICS.load(name) for name in spec.metrics]
+    problems: list[Problem] = []
+    for item in rows_of(items, spec.limit):
+        if not item.prompt_ids:
+            problems.append(Problem("the prompt is empty: nothing to generate from", item.where))
+        for metric in metrics:
+            try:
+                metric.score([""], [item.reference], metric.Config())
+            except DataError as error:
+                problems += [Problem(found.what, item.where, found.fix) for found in error.problems]
+    raise_all(DataError, problems)
+
+
+def rows_of(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """At most ``limit`` rows, drawn at random with a fixed seed, in their own order."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    return [items[index] for index in sorted(random.Random(ROWS_SEED).sample(range(len(items)), limit))]
+
+
+def evaluate_model(
+    model: Any, tokenizer: Any, items: Sequence[Item], spec: Spec, screen: Screen, *, stop_ids: Sequence[int] = ()
+) -> list[TaskResult]:
+    """Runs the tasks of the recipe: perplexity, and generation where asked for. The model is left as it was.
+
+    Args:
+        model: a causal language model of transformers or PEFT, on its device.
+        tokenizer: the model's.
+        items: the rows; ``spec.limit`` is applied here.
+        spec: the recipe's ``eval`` block.
+        screen: where progress goes.
+        stop_ids: ids of tokens that end an answer beside the tokenizer's and the model's end tokens, such as the
+            chat template's end of turn.
+
+    Raises:
+        UserError, DataError: as ``check`` does, before anything is computed.
+    """
+    check(items, spec)
+    rows = rows_of(items, spec.limit)
+    options: dict[str, dict[str, Any]] = {"perplexity": {}}
+    if spec.generate:
+        options["generation"] = {
+            "max_new_tokens": spec.max_new_tokens,
+            "metrics": tuple(spec.metrics),
+            "stop_ids": tuple(stop_ids),
+        }
+    results: list[TaskResult] = []
+    for name, chosen in options.items():
+        task = TASKS.load(name)
+        results += task.run(
+            model,
+            tokenizer,
+            rows,
+            task.Config(**chosen),
+            device=model.device,
+            batch_size=spec.batch_size,
+            screen=screen,
+        )
+    return results
+
+
+def compare(
+    base: Sequence[TaskResult] | None,
+    tuned: Sequence[TaskResult],
+    *,
+    confidence: float = 0.95,
+    seed: int = 0,
+    samples: int = 8,
+) -> dict[str, Any]:
+    """The evaluation as plain values: each task's number and interval, what tuning changed, and sample answers.
+
+    Args:
+        base: results before training over the same rows, or None when there are none.
+        tuned: results after training.
+        confidence: of intervals and verdicts.
+        seed: of resampling, and of the choice of samples.
+        samples: how many rows to show, drawn at random whether right or wrong.
+
+    Returns:
+        ``tasks``, ``samples`` and ``seconds``. A number that is not known is nan, and its verdict is None.
+    """
+    before = {(result.name, result.metric): result for result in base or ()}
+    pairs = [(before.get((result.name, result.metric)), result) for result in tuned]
+    seconds = [{result.name: result.seconds for result in results} for results in (base or (), tuned)]
+    return {
+        "tasks": [_task(old, new, confidence, seed) for old, new in pairs],
+        "samples": next((_samples(old, new, samples, seed) for old, new in pairs if new.texts), []),
+        "seconds": sum(sum(of_task.values()) for of_task in seconds),
+    }
+
+
+def _task(base: TaskResult | None, tuned: TaskResult, confidence: float, seed: int) -> dict[str, Any]:
+    """One task under one metric."""
+    from tunekit.evaluate.statistics import paired_difference, verdict
+
+    table, statistic = _table(tuned)
+    entry: dict[str, Any] = {
+        "name": tuned.name,
+        "metric": tuned.metric,
+        "higher_is_better": tuned.higher_is_better,
+        "n": len(table),
+        "base": None,
+        "tuned": _plain(_interval(tuned, confidence, seed)),
+        "difference": None,
+        "verdict": None,
+        "confidence": confidence,
+    }
+    if base is None:
+        return entry
+    assert base.weights == tuned.weights, f"{tuned.name}: base and tuned were not evaluated on the same rows"
+    found = paired_difference(_table(base)[0], table, statistic, confidence, seed=seed)
+    return entry | {
+        "base": _plain(_interval(base, confidence, seed)),
+        "difference": _plain(found) | {"p_value": found.p_value},
+        "verdict": verdict(found, higher_is_better=tuned.higher_is_better, confidence=confidence),
+    }
+
+
+def _table(result: TaskResult) -> tuple[Array, Statistic]:
+    """The rows that count, (N,) or (N, 2), and the statistic over them."""
+    import numpy as np
+
+    from tunekit.evaluate import statistics
+
+    table = np.array([(value, weight) for value, weight in zip(result.values, result.weights, strict=True) if weight])
+    table = table.reshape(-1, 2)
+    if result.statistic == "perplexity":
+        return table, statistics.perplexity
+    if (table[:, 1] == 1).all():
+        return table[:, 0], statistics.mean
+    return table, statistics.weighted_mean
+
+
+def _interval(result: TaskResult, confidence: float, seed: int) -> Interval:
+    """Wilson's interval for rows of 0 and 1, the bootstrap's for all else."""
+    import numpy as np
+
+    from tunekit.evaluate.statistics import bootstrap_interval, wilson_interval
+
+    table, statistic = _table(result)
+    if table.ndim == 1 and np.isin(table, (0.0, 1.0)).all():
+        return wilson_interval(int(table.sum()), len(table), confidence)
+    return bootstrap_interval(table, statistic, confidence, seed=seed)
+
+
+def _plain(found: Any) -> dict[str, float]:
+    return {"value": found.value, "low": found.low, "high": found.high}
+
+
+def _samples(base: TaskResult | None, tuned: TaskResult, count: int, seed: int) -> list[dict[str, Any]]:
+    """``count`` rows of a result with texts, drawn without looking at them, in their own order."""
+    rows = range(len(tuned.items))
+    return [
+        {
+            "prompt": tuned.items[row].prompt_text,
+            "reference": tuned.items[row].reference,
+            "base": base.texts[row] if base else None,
+            "tuned": tuned.texts[row],
+            "base_correct": _correct(base.values[row]) if base else None,
+            "tuned_correct": _correct(tuned.values[row]),
+            "where": tuned.items[row].where,
+        }
+        for row in sorted(random.Random(seed).sample(rows, min(count, len(rows))))
+    ]
+
+
+def _correct(value: float) -> bool | None:
+    """Right or wrong; None for a score that is neither."""
+    return bool(value) if value in (0.0, 1.0) else None
