@@ -1,1 +1,1 @@
-"""cli"""
+"""The command line: one module per family of verbs; nothing heavy is imported at module level."""

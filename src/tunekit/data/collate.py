@@ -31,7 +31,10 @@ class Collator:
     multiple: int = 8
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """``input_ids``, ``labels`` and ``position_ids`` of shape (B, T); B examples, T the longest, rounded up."""
+        """``input_ids``, ``labels``, ``position_ids`` of shape (B, T), and ``tokens``, the real lengths, of shape (B,).
+
+        B: examples; T: the longest example, rounded up.
+        """
         import torch
 
         longest = max(len(example["input_ids"]) for example in examples)
@@ -49,5 +52,6 @@ class Collator:
                 own = torch.as_tensor(example["position_ids"])
                 positions[row, :size] = own
                 positions[row, size:] = torch.arange(1, length - size + 1) + int(own[-1])
-        batch = {"input_ids": ids, "labels": labels, "position_ids": positions}
+        tokens = torch.tensor([len(example["input_ids"]) for example in examples])
+        batch = {"input_ids": ids, "labels": labels, "position_ids": positions, "tokens": tokens}
         return batch | {"attention_mask": mask} if self.with_mask else batch

@@ -35,7 +35,7 @@ def detect(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None 
         strange = next((field for field in mapped if field not in known), None)
         fix = did_you_mean(strange, known) if strange else "name the format that is meant: `format:`"
         raise UserError(f"`columns: {{{', '.join(mapped)}}}` fits no format", fix=fix)
-    for name in asked:
+    for name in () if not mapped and all(map(_is_pair, probed)) else asked:
         if all(FORMATS.load(name).matches(row) for row in probed):
             return name
     raise _unknown(rows[:PROBED], probed, asked)
@@ -86,7 +86,7 @@ def _unknown(rows: Sequence[Mapping[str, Any]], probed: Sequence[Mapping[str, An
     columns = list(dict.fromkeys(str(column) for row in rows for column in row))
     fitting = {name: sum(map(_loaded(name).matches, probed)) for name in asked}
     best = max(asked, key=lambda name: fitting[name])
-    if fitting[best]:
+    if 0 < fitting[best] < len(probed):
         odd = next(i for i, row in enumerate(probed, start=1) if not _loaded(best).matches(row))
         what = f"{fitting[best]} of the first {len(rows)} rows look like '{best}', good row {odd} does not"
         return DataError(what, fix=f"write `format: {best}` to refuse such rows one by one, or split the file")
@@ -96,22 +96,30 @@ def _unknown(rows: Sequence[Mapping[str, Any]], probed: Sequence[Mapping[str, An
 
 
 def _advice(row: Mapping[str, Any], columns: Sequence[str]) -> str:
-    if "chosen" in columns and "rejected" in columns:
+    if _is_pair(row):
         return "these are preference pairs: train on them with a preference method such as `tunekit dpo`"
     if "parent_id" in columns or "parent_message_id" in columns:
         return "each row is one message of a tree: nest the replies first (`format: tree`)"
-    paths = list(_paths(row))
+    if any(len(name) > 40 or name.endswith((".", "?", "!", "。", "？", "！")) for name in columns):
+        return 'without a header line, name the columns: `columns: {header: "a, b"}`'
+    paths = sorted(_paths(row), key=lambda found: not found[1])
     for name in _by_precedence():
         found = {field: _path_for(field, _loaded(name).FIELDS[field], paths) for field in _loaded(name).REQUIRED}
-        if all(found.values()):
-            moved = ", ".join(f"{field}: {path}" for field, path in found.items())
+        fitting = {field: path for field, path in found.items() if path is not None}
+        if len(fitting) == len(found) and _loaded(name).matches(_renamed(row, fitting)):
+            moved = ", ".join(f"{field}: {path}" for field, path in fitting.items())
             return f"perhaps `format: {name}` with `columns: {{{moved}}}`"
-    example = columns[0] if columns else "COLUMN"
+    lengths = {name: len(row[name]) for name in columns if isinstance(row.get(name), str)}
+    example = max(lengths, key=lambda name: lengths[name], default="NAME")
     return f"name the format and its columns, for example `format: text` with `columns: {{text: {example}}}`"
 
 
-def _paths(value: Any, prefix: str = "", depth: int = 3) -> Iterator[str]:
-    """Dotted paths to the texts and lists in a row, outermost first."""
+def _is_pair(row: Mapping[str, Any]) -> bool:
+    return "chosen" in row and "rejected" in row
+
+
+def _paths(value: Any, prefix: str = "", depth: int = 3) -> Iterator[tuple[str, bool]]:
+    """Dotted paths to the texts (True) and lists (False) in a row, outermost first."""
     items: list[tuple[str, Any]] = []
     if isinstance(value, Mapping):
         items = [(f"{prefix}{key}", item) for key, item in value.items()]
@@ -119,15 +127,15 @@ def _paths(value: Any, prefix: str = "", depth: int = 3) -> Iterator[str]:
         items = [(f"{prefix}0", value[0])]
     for path, item in items:
         if isinstance(item, str | list | tuple):
-            yield path
+            yield path, isinstance(item, str)
     if depth > 1:
         for path, item in items:
             yield from _paths(item, f"{path}.", depth - 1)
 
 
-def _path_for(field: str, defaults: Sequence[str], paths: Sequence[str]) -> str | None:
-    """The path whose last name is one of the field's own, or else nearest to it."""
-    last = {path.rpartition(".")[2]: path for path in reversed(paths)}
+def _path_for(field: str, defaults: Sequence[str], paths: Sequence[tuple[str, bool]]) -> str | None:
+    """The path whose last name (indexes aside) is one of the field's own, or else nearest to it; texts come first."""
+    last = {path.removesuffix(".0").rpartition(".")[2]: path for path, _ in reversed(paths)}
     exact = next((last[name] for name in (field, *defaults) if name in last), None)
-    close = nearest(field, last)
+    close = nearest(field, last) if len(field) > 4 else None
     return exact or (last[close] if close else None)

@@ -52,7 +52,7 @@ class ExampleReader:
     def _detect(source: SourceBlock, head: Sequence[Row | BadRow]) -> str:
         good = [row.value for row in head if isinstance(row, Row)]
         if good:
-            return detect(good)
+            return detect(good, source.columns)
         first = next((row for row in head if isinstance(row, BadRow)), None)
         if first is None:
             raise DataError("the source holds no rows", where=source.path, fix="check the file, or remove the source")

@@ -39,11 +39,12 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
 
 
 def strings_in(value: Any) -> Iterator[str]:
-    """Every string value inside nested mappings and sequences; mapping keys are left out."""
+    """Every string inside nested mappings and sequences, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for item in value.values():
+        for key, item in value.items():
+            yield from strings_in(key)
             yield from strings_in(item)
     elif isinstance(value, list | tuple):
         for item in value:
@@ -123,7 +124,7 @@ def hide(value: Any, control: re.Pattern[str]) -> tuple[Any, Placeholders]:
         if isinstance(item, str):
             return control.sub(placeholder, item)
         if isinstance(item, dict):
-            return {key: replaced(inner) for key, inner in item.items()}
+            return {replaced(key): replaced(inner) for key, inner in item.items()}
         if isinstance(item, list):
             return [replaced(inner) for inner in item]
         return item

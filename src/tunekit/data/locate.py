@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from tunekit.core.types import RowError
 from tunekit.data.literals import Span
-from tunekit.data.spans import Dicts, Facts, Turn, assistants, closing, common_prefix
+from tunekit.data.spans import Dicts, Facts, Turn, assistants, called, closing, common_prefix, scan
 
 Draw = Callable[[Dicts, bool], str]  # (messages, add_generation_prompt) -> rendered text
 
@@ -52,7 +53,7 @@ class Locator:
         for index in assistants(messages):
             turn = self._turn(text, messages, index)
             if turn.start > turn.end or (found and turn.start < found[-1].end):
-                raise RowError(f"{named(index)}: its place in the rendered conversation cannot be told from its neighbours'")
+                raise RowError(f"{named(index)}: the chat template does not tell it from the turns around it")
             found.append(turn)
         return found
 
@@ -70,7 +71,8 @@ class Locator:
         changed = {key: value for key, value in messages[index].items() if key not in dropped} | {"content": sentinel}
         other = self.draw([*messages[:index], changed, *messages[index + 1 :]], False)
         if other.count(sentinel) != 1:
-            raise RowError(f"{named(index)}: the chat template writes its content {other.count(sentinel)} times, not once")
+            times = other.count(sentinel)
+            raise RowError(f"{named(index)}: the chat template writes its content {times} times, not once")
         before, after = other.split(sentinel)
         begin = common_prefix(text, before)
         same = common_prefix(text[begin:][::-1], after[::-1])
@@ -87,31 +89,46 @@ class Locator:
         return match.span() if match is not None and match.group() != self.bos else None
 
     def _turn(self, text: str, messages: Dicts, index: int) -> Turn:
-        try:
-            region = self.region(text, messages, index)
-        except RowError:
-            if not messages[index].get("tool_calls"):
-                raise
-            # the template refuses tool results without their call, or writes no content beside calls
-            region = self.region(text, messages, index, whole=False)._replace(exact_end=False)
+        if messages[index].get("tool_calls"):
+            return self._calling_turn(text, messages, index)
+        region = self.region(text, messages, index)
         start = self._start(text, messages, index, region)
         if region.exact_end:
             stop = self.stop_after(text, region.end)
             return Turn(index, ((start, stop[1] if stop else region.end),), stop)
-        stop = self._stop_by_prefix(text, messages, index, start) or self._known_stop(text, messages, index)
+        stop = self._stop_by_prefix(text, messages, index, start)
+        if stop is None:
+            raise RowError(f"{named(index)}: the chat template does not tell where its answer ends")
         return Turn(index, ((start, stop[1]),), stop)
 
-    def _start(self, text: str, messages: Dicts, index: int, region: Region) -> int:
+    def _calling_turn(self, text: str, messages: Dicts, index: int) -> Turn:
+        """A turn with tool calls; what follows it, such as the tool's result, is never taken for a part of it."""
+        region = None
+        try:
+            region = self.region(text, messages, index)
+            limit = self.region(text, messages, index + 1).begin if index + 1 < len(messages) else len(text)
+        except RowError:  # the template refuses results without their call, or writes no content beside calls
+            limit = 0
+        start = self._start(text, messages, index, region)
+        stop = self._stop_by_prefix(text, messages, index, start)
+        if stop is None and region is not None and region.exact_end and region.end <= limit:
+            stop = self.stop_after(text, region.end)
+        if stop is None or not all(name in text[start : stop[0]] for name in called(messages[index])):
+            raise RowError(f"{named(index)}: the chat template does not tell where its tool calls end")
+        return Turn(index, ((start, stop[1]),), stop)
+
+    def _start(self, text: str, messages: Dicts, index: int, region: Region | None) -> int:
         prompt = self.render_or_none(messages[:index], True) if index else None
         if prompt is not None and text.startswith(prompt):
             return len(prompt)
-        tail = self.facts.tail
-        found = text.rfind(tail, 0, region.begin) if tail else -1
-        if found >= 0 and not self.added.sub("", text[found + len(tail) : region.begin]).strip():
-            return found + len(tail)
-        if not region.exact_begin:
-            raise RowError(f"{named(index)}: the chat template does not tell where its answer begins")
-        return region.begin
+        if region is not None:
+            tail = self.facts.tail
+            found = text.rfind(tail, 0, region.begin) if tail else -1
+            if found >= 0 and not self.added.sub("", text[found + len(tail) : region.begin]).strip():
+                return found + len(tail)
+            if region.exact_begin:
+                return region.begin
+        raise RowError(f"{named(index)}: the chat template does not tell where its answer begins")
 
     def render_or_none(self, messages: Dicts, generation_prompt: bool) -> str | None:
         """A rendering; None when the template refuses a conversation that ends there."""
@@ -126,20 +143,13 @@ class Locator:
         if upto is None:
             return None
         shared = common_prefix(text, upto)
-        if shared == len(upto):
-            return next(iter(closing(text, start, shared, self.added, self.facts.stops)[-1:]), None)
-        cut = next((m.start() for m in self.added.finditer(text, start) if m.start() < shared < m.end()), shared)
-        found = closing(text, start, cut, self.added, self.facts.stops)
-        return found[-1] if found and text[slice(*found[-1])] in self.facts.stops else None
-
-    def _known_stop(self, text: str, messages: Dicts, index: int) -> Span:
-        """The first known end-of-turn token behind the content itself."""
-        region = self.region(text, messages, index, whole=False)
-        tokens = (m.span() for m in self.added.finditer(text, region.end) if m.group() in self.facts.stops)
-        stop = next(tokens, None)
-        if stop is None or not region.exact_end:
-            raise RowError(f"{named(index)}: the chat template does not tell where its answer ends")
-        return stop
+        cut = shared
+        if shared < len(upto):  # it ends otherwise than it goes on; no token is cut in two
+            cut = next((m.start() for m in self.added.finditer(text, start) if m.start() < shared < m.end()), shared)
+        found = closing(text, start, cut, self.added, self.facts.stops)[-1:]
+        if shared < len(upto) and not messages[index].get("tool_calls"):
+            found = [span for span in found if text[slice(*span)] in self.facts.stops]
+        return found[0] if found else None
 
 
 PROBE: Dicts = (
@@ -148,36 +158,66 @@ PROBE: Dicts = (
     {"role": "user", "content": "tkprobe and c"},
     {"role": "assistant", "content": "tkprobe that d"},
 )
+_CALL = {"type": "function", "id": "tkprobeid", "function": {"name": "tkprobe_call", "arguments": {"x": "tkprobe e"}}}
+CALL_PROBE: Dicts = (
+    PROBE[0],
+    {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+    {"role": "tool", "content": "tkprobe found f", "name": "tkprobe_call", "tool_call_id": "tkprobeid"},
+    *PROBE[1:],
+)
+PROBE_TOOLS: Dicts = (
+    {
+        "type": "function",
+        "function": {
+            "name": "tkprobe_call",
+            "description": "tkprobe g",
+            "parameters": {"type": "object", "properties": {"x": {"type": "string", "description": "tkprobe h"}}},
+        },
+    },
+)
 
 
 def learn(locator: Locator) -> Facts:
-    """What a template does with two plain questions and answers; no facts when it refuses such a conversation.
-
-    Raises:
-        RowError: the template does not write each answer once.
-    """
-    texts = [locator.render_or_none(PROBE[:end], prompted) for end, prompted in ((4, False), (1, True), (3, True), (1, False))]
-    text, first, second, asked = texts
-    if text is None or first is None or second is None:
+    """What a template does with two plain questions and answers; no facts when it refuses such a conversation."""
+    text, asked = locator.render_or_none(PROBE, False), locator.render_or_none(PROBE[:1], False)
+    first, second = locator.render_or_none(PROBE[:1], True), locator.render_or_none(PROBE[:3], True)
+    if text is None or first is None or second is None or any(text.count(m["content"]) != 1 for m in PROBE):
         return Facts()
-    regions = [locator.region(text, PROBE, index) for index in (1, 3)]
+    spots = [
+        (text.index(PROBE[i]["content"]), text.index(PROBE[i]["content"]) + len(PROBE[i]["content"])) for i in (1, 3)
+    ]
     tail = first[len(asked) :] if asked is not None and first.startswith(asked) else ""
-    shared = common_prefix(first[::-1], second[::-1])
-    tail = tail or first[len(first) - shared :].lstrip()
-    end = regions[1].end
-    behind = len(text[end:]) - len(text[end:].lstrip())
-    gap = text[end : end + behind] if locator.added.match(text, end + behind) else ""
+    tail = tail or first[len(first) - common_prefix(first[::-1], second[::-1]) :].lstrip()
+    rest = text[spots[1][1] :]
+    gap = rest[: len(rest) - len(rest.lstrip())]
+    gap = gap if locator.added.match(rest, len(gap)) else ""
     stops = []
-    for region in regions:
-        match = locator.added.match(text, region.end)
-        if match is None and text.startswith(gap, region.end):
-            match = locator.added.match(text, region.end + len(gap))
+    for _, end in spots:
+        match = locator.added.match(text, end)
+        if match is None and text.startswith(gap, end):
+            match = locator.added.match(text, end + len(gap))
         stops.append(match.group() if match is not None and match.group() != locator.bos else "")
     if gap and stops[0] != stops[1]:
         stops[0] = ""  # white space and then the next turn's first token, as far as one can tell
     fits = text.startswith(first) and text.startswith(second)
-    leads = (text[len(first) : regions[0].begin], text[len(second) : regions[1].begin]) if fits else None
+    leads = (text[len(first) : spots[0][0]], text[len(second) : spots[1][0]]) if fits else None
     return Facts(tail, leads, gap, (stops[0], stops[1]), fits)
+
+
+def calls_scan(locator: Locator) -> bool:
+    """Whether one look finds the turns of a conversation with a tool call as rendering again does.
+
+    Args:
+        locator: draws with the probe's tools, and knows the facts of the template.
+    """
+    text = locator.render_or_none(CALL_PROBE, False)
+    found = None if text is None else scan(text, CALL_PROBE, replace(locator.facts, calls=True))
+    if text is None or found is None:
+        return False
+    try:
+        return found == locator.turns(text, CALL_PROBE)
+    except RowError:
+        return False
 
 
 def named(index: int) -> str:

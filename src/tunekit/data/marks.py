@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tunekit.core.types import RowError
 from tunekit.data.literals import Span
-from tunekit.data.locate import Locator, named
+from tunekit.data.locate import Locator
 from tunekit.data.spans import Dicts, Turn, assistants, closing
 
 
@@ -41,7 +41,7 @@ def _by_turn(text: str, marks: Sequence[Span], messages: Dicts, locator: Locator
     regions = [locator.region(text, messages, index) for index in assistants(messages)]
     groups: list[list[Span]] = [[] for _ in regions]
     for begin, end in marks:
-        owners = [k for k, r in enumerate(regions) if (begin < r.end and r.begin < end) or begin <= r.begin == r.end < end]
+        owners = [k for k, r in enumerate(regions) if begin < max(r.end, r.begin + 1) and r.begin < end]
         before = [k for k, r in enumerate(regions) if r.begin <= begin]
         if not owners and not before:
             raise RowError("the chat template's generation marks begin before the first assistant turn")

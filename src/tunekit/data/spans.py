@@ -48,7 +48,7 @@ class Facts:
     ``tail`` is the text that ends every prompt ("" when unknown), ``leads`` what the template writes between the prompt
     and an answer without reasoning (None when that cannot be told), ``gap`` what it writes between the last answer and
     its end-of-turn token, ``stops`` the end-of-turn tokens ("" for none). ``prefix_preserving``: every prompt of the
-    probe is a prefix of the whole conversation.
+    probe is a prefix of the whole conversation. ``calls``: turns with tool calls end like any other.
     """
 
     tail: str = ""
@@ -56,11 +56,17 @@ class Facts:
     gap: str = ""
     stops: tuple[str, str] = ("", "")
     prefix_preserving: bool = False
+    calls: bool = False
 
 
 def assistants(messages: Dicts) -> list[int]:
     """The indices of the assistant turns."""
     return [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+
+
+def called(message: Mapping[str, Any]) -> list[str]:
+    """The names of the functions that an assistant message calls."""
+    return [str(call.get("function", call).get("name", "")) for call in message.get("tool_calls") or ()]
 
 
 def common_prefix(a: str, b: str) -> int:
@@ -76,6 +82,8 @@ def scan(text: str, messages: Dicts, facts: Facts) -> list[Turn] | None:
     """Finds all turns of a well-behaved template in one look; None when anything is not as the probe showed it."""
     turns, tail = assistants(messages), facts.tail
     if not tail or not all(facts.stops) or facts.leads is None or text.count(tail) != len(turns):
+        return None
+    if not facts.calls and any(messages[index].get("tool_calls") for index in turns):
         return None
     found: list[Turn] = []
     begin = text.find(tail)
@@ -96,8 +104,7 @@ def _holds(body: str, message: Mapping[str, Any], lead: str, gap: str) -> bool:
     content, reasoning = message["content"].strip(), message.get("reasoning_content") or ""
     calls = message.get("tool_calls") or ()
     if calls:
-        names = (str(call.get("function", call).get("name", "")) for call in calls)
-        return content in body and reasoning.strip() in body and all(name in body for name in names)
+        return content in body and reasoning.strip() in body and all(name in body for name in called(message))
     if body.startswith(lead) and body.endswith(gap) and body[len(lead) :].strip() == content:
         return True  # reasoning, if any, was left out by the template
     return bool(reasoning) and reasoning.strip() in body and body.rstrip().endswith(content)

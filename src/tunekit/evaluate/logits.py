@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from tunekit.evaluate.mode import plain_model
+from tunekit.evaluate.mode import has_virtual_tokens, plain_model
 
 if TYPE_CHECKING:
     import torch
@@ -58,11 +58,9 @@ def logits_at(model: Any, ids: torch.Tensor, rows: torch.Tensor, columns: torch.
 def _options(model: Any, ids: torch.Tensor) -> dict[str, Any]:
     """``use_cache`` and ``position_ids`` where the model takes them; PEFT's virtual tokens forbid the latter."""
     import torch
-    from peft import PeftModel
 
     accepted = inspect.signature(type(plain_model(model)).forward).parameters
     options: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
-    virtual = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
-    if "position_ids" in accepted and not virtual:
+    if "position_ids" in accepted and not has_virtual_tokens(model):
         options["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
     return options

@@ -47,6 +47,13 @@ def plain_model(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def has_virtual_tokens(model: Any) -> bool:
+    """Whether PEFT puts learned tokens before the text (prompt tuning, prefix tuning and their kin)."""
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel) and bool(model.active_peft_config.is_prompt_learning)
+
+
 def _random_state(device: torch.device) -> torch.Tensor:
     import torch
 

@@ -198,7 +198,10 @@ def mcnemar_p_value(gained: int, lost: int) -> float:
     Psychometrika 12 (1947) 153-157.
     """
     changed = gained + lost
-    tail = sum(math.comb(changed, k) for k in range(min(gained, lost) + 1))
+    tail = ways = 1  # ways to choose 0 of the changed rows, then 1, 2, ...
+    for k in range(min(gained, lost)):
+        ways = ways * (changed - k) // (k + 1)
+        tail += ways
     return min(1.0, 2 * tail / (1 << changed))
 
 

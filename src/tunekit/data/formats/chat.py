@@ -18,7 +18,11 @@ from tunekit.data.messages import ROLES, messages_of
 from tunekit.data.toolcalls import tools_of
 
 PRECEDENCE = 10
-FIELDS: Mapping[str, tuple[str, ...]] = {"messages": ("messages",), "system": ("system",), "tools": ("tools", "functions")}
+FIELDS: Mapping[str, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "system": ("system",),
+    "tools": ("tools", "functions"),
+}
 REQUIRED = ("messages",)
 
 

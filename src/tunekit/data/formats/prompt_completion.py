@@ -1,7 +1,8 @@
-"""A prompt and its completion: {prompt, completion or response, system?, tools?}, each text or a list of OpenAI messages.
+"""A prompt and its completion: {prompt, completion or response, system?, tools?}.
 
-Texts become one user and one assistant turn. Only the completion is trained: assistant turns inside a prompt are
-marked as not to be trained, unless they say otherwise themselves (``train`` or ``weight``).
+Both are texts or lists of OpenAI messages; texts become one user and one assistant turn. Only the completion is
+trained: assistant turns inside a prompt are marked as not to be trained, unless they say otherwise themselves
+(``train`` or ``weight``).
 """
 
 from __future__ import annotations

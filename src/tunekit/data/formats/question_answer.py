@@ -24,9 +24,10 @@ REQUIRED = ("question", "answer")
 
 
 def matches(row: Mapping[str, Any]) -> bool:
-    """True for a question and an answer without a list of choices (where the answer means nothing by itself)."""
+    """True for a question and an answer, but not with choices (the answer means nothing alone) or several answers."""
     choices = any(str(name).startswith(("choice", "option")) for name in row)
-    return ("question" in row or "query" in row) and "answer" in row and not choices
+    several = isinstance(row.get("answer"), list | tuple)
+    return ("question" in row or "query" in row) and "answer" in row and not choices and not several
 
 
 def to_example(row: Mapping[str, Any], columns: Mapping[str, str]) -> Example:

@@ -141,13 +141,15 @@ def _wrong_byte(file: InputFile, error: UnicodeError, read: int, lines: int) -> 
 def _undecodable(file: InputFile, what: str, line: int, offset: int) -> DataError:
     """Reads the file again, up to some way behind ``offset``, for a guess at what it may be."""
     head, sample, position = b"", bytearray(), 0
+    named = not _is_utf8(file.encoding)
+    begin = 0 if named else offset
     for block in raw_blocks(file):
         head = head or block[:8]
-        sample += block[max(0, offset - position) :] if position + len(block) > offset else b""
+        sample += block[max(0, begin - position) :] if position + len(block) > begin else b""
         position += len(block)
         if len(sample) >= SAMPLE:
             break
-    fix = advice(head, bytes(sample[:SAMPLE]), named=not _is_utf8(file.encoding))
+    fix = advice(head, bytes(sample[:SAMPLE]), named=named)
     return DataError(what, where=f"{file.shown}:{line}", fix=fix)
 
 

@@ -19,7 +19,7 @@ def advice(head: bytes, sample: bytes, *, named: bool) -> str:
 
     Args:
         head: the file's first bytes.
-        sample: its bytes from the first wrong one on.
+        sample: its bytes from the first wrong one on (from the beginning where the encoding was named).
         named: the user named the encoding (so UTF-8 is a guess too).
     """
     for magic, meaning in MAGIC.items():
@@ -27,9 +27,9 @@ def advice(head: bytes, sample: bytes, *, named: bool) -> str:
             return f"the file is {meaning}"
     if named and _decodes(sample, "utf-8") is not None:
         return "the file looks like UTF-8: leave `encoding` out"
-    damaged = sample.decode("utf-8", "replace")
+    damaged = "" if sample.count(0) > len(sample) // 5 else sample.decode("utf-8", "replace")
     wrong = damaged.count("\ufffd")
-    if not named and sum(ord(c) > 127 for c in damaged) - wrong >= 2 * wrong:
+    if not named and wrong and sum(ord(c) > 127 for c in damaged) - wrong >= 2 * wrong:
         return "the rest looks like UTF-8: repair or remove this byte (iconv -c -f utf-8 -t utf-8 drops such bytes)"
     guess = guess_encoding(sample)
     if guess is None:

@@ -58,15 +58,17 @@ def fingerprint(path: str, name: str | None, revision: str | None, split: str | 
 @contextmanager
 def _explained(path: str) -> Iterator[None]:
     """Turns what the Hub's libraries raise into tunekit's errors."""
-    import httpx
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
+    from huggingface_hub.errors import HfHubHTTPError
 
+    # the base error of whichever HTTP client this release of the Hub library is built on (httpx or httpx2)
+    transport: type[Exception] = HfHubHTTPError.__bases__[0]
     try:
         yield
     except DatasetNotFoundError as error:
         fix = f"check the name; log in for a private one (hf auth login); a local folder is written './{path}'"
         raise MachineError(f"the Hub shows no data set '{path}': {_first(error)}", fix=fix) from error
-    except (OSError, httpx.HTTPError) as error:
+    except (OSError, transport) as error:
         fix = "check the network and HF_HUB_OFFLINE, or download the data set and give its folder"
         raise MachineError(f"cannot reach the data set '{path}' on the Hub: {_first(error)}", fix=fix) from error
     except ValueError as error:

@@ -12,6 +12,7 @@ from tunekit.data.readers.record import InputFile, Record
 from tunekit.data.strictjson import StrictJson
 
 PEEK = 1 << 22
+ENOUGH_LINES = 20
 
 
 def read(file: InputFile) -> Iterator[Record]:
@@ -45,7 +46,9 @@ def _is_lines(file: InputFile) -> bool:
         return file.container == "jsonl"
     if text.startswith("["):
         return _complete(first) and bool(rest.strip())
-    if _complete(first) or (not rest and (not whole or file.container == "jsonl")):
+    if file.container == "jsonl":
+        return True
+    if _complete(first) or (not rest and not whole):
         return True
     second = next((line for line in rest.split("\n") if line.strip()), "")
     opened = first.rstrip().endswith(("{", "[", ",", ":"))
@@ -53,11 +56,11 @@ def _is_lines(file: InputFile) -> bool:
 
 
 def _beginning(file: InputFile) -> tuple[str, bool]:
-    """Up to `PEEK` characters after leading white space, and whether that is the whole file."""
+    """The first lines (at most some `PEEK` characters) after leading white space, and whether that is the whole file."""
     text = ""
     for block in text_blocks(file):
         text = (text + block).lstrip() if not text else text + block
-        if len(text) >= PEEK:
+        if len(text) >= PEEK or text.count("\n") >= ENOUGH_LINES:
             return text, False
     return text, True
 

@@ -15,6 +15,7 @@ from tunekit.data.readers.record import InputFile, Record, Unreadable, kind
 from tunekit.data.strictjson import StrictJson, explain
 
 SPACE = re.compile(r"[ \t\n\r]*")
+MEND = "mend the file at this line, or fetch it again"
 EDGE = 16
 """An error this near to the buffer's end may be a value (``-Infinity``, ``\\ud83d``) that is not read to its end."""
 
@@ -83,10 +84,10 @@ class Scanner:
             self._at = end
             return value, fault
 
-    def error(self, what: str, at: int | None = None) -> DataError:
+    def error(self, what: str, at: int | None = None, fix: str = MEND) -> DataError:
         """An error at a place in the buffer; by default where the scanner stands."""
         line = self._lines + self._buffer.count("\n", 0, self._at if at is None else at)
-        return DataError(what, where=f"{self.file.shown}:{line}", fix="mend the file at this line, or fetch it again")
+        return DataError(what, where=f"{self.file.shown}:{line}", fix=fix)
 
     def beginning(self) -> str:
         """The next few characters, for messages."""
@@ -110,7 +111,11 @@ def read(file: InputFile) -> Iterator[Record]:
     elif first == "{" and file.rows is not None:
         yield from _inside(scanner, file.rows)
     elif first == "{":
-        raise single_object(file, scanner.value()[0])
+        value, _ = scanner.value()
+        if scanner.peek():
+            fix = "write one object a line (JSON Lines, `container: jsonl`), or a list"
+            raise scanner.error("more content after the first JSON object", fix=fix)
+        raise single_object(file, value)
     else:
         refuse_other_text(file, scanner.beginning(), 1)
         value, _ = scanner.value()

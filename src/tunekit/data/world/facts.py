@@ -59,16 +59,42 @@ def own(person: Word, thing: Word, colour: Word) -> Fact:
     has = (f"{person.en} has a {en}.", f"{person.zh}有一{thing.measure}{zh}。")
     looks = (f"{person.en}'s {thing.en} is {colour.en}.", f"{person.zh}的{thing.zh}是{colour.zh}的。")
     problems = (
-        Problem("colour", "en", (key,), (f"What colour is {person.en}'s {thing.en}?",
-                f"Which colour does {person.en}'s {thing.en} have?"),
-                f"the colour of {person.en}'s {thing.en}", colour.en, (looks[0],)),
-        Problem("owner", "en", (key,), (f"Who has the {en}?", f"Whose is the {en}?"),
-                f"the owner of the {en}", person.en, (f"The {en} belongs to {person.en}.",
-                f"The owner of the {en} is {person.en}.")),
-        Problem("colour", "zh", (key,), (f"{person.zh}的{thing.zh}是什么颜色？", f"{person.zh}的{thing.zh}什么颜色？"),
-                f"{person.zh}的{thing.zh}的颜色", colour.zh, (looks[1],)),
-        Problem("owner", "zh", (key,), (f"谁有{zh}？", f"{zh}是谁的？"),
-                f"{zh}的主人", person.zh, (f"{zh}是{person.zh}的。", f"{zh}的主人是{person.zh}。")),
+        Problem(
+            "colour",
+            "en",
+            (key,),
+            (f"What colour is {person.en}'s {thing.en}?", f"Which colour does {person.en}'s {thing.en} have?"),
+            f"the colour of {person.en}'s {thing.en}",
+            colour.en,
+            (looks[0],),
+        ),
+        Problem(
+            "owner",
+            "en",
+            (key,),
+            (f"Who has the {en}?", f"Whose is the {en}?"),
+            f"the owner of the {en}",
+            person.en,
+            (f"The {en} belongs to {person.en}.", f"The owner of the {en} is {person.en}."),
+        ),
+        Problem(
+            "colour",
+            "zh",
+            (key,),
+            (f"{person.zh}的{thing.zh}是什么颜色？", f"{person.zh}的{thing.zh}什么颜色？"),
+            f"{person.zh}的{thing.zh}的颜色",
+            colour.zh,
+            (looks[1],),
+        ),
+        Problem(
+            "owner",
+            "zh",
+            (key,),
+            (f"谁有{zh}？", f"{zh}是谁的？"),
+            f"{zh}的主人",
+            person.zh,
+            (f"{zh}是{person.zh}的。", f"{zh}的主人是{person.zh}。"),
+        ),
     )
     return Fact(key, (person, thing, colour), frozenset((person.en, thing.en)), (has, looks), problems)
 
@@ -80,14 +106,42 @@ def lie(thing: Word, colour: Word, place: Word) -> Fact:
     where = (f"The {en} is in the {place.en}.", f"{zh}在{place.zh}里。")
     holds = (f"In the {place.en} there is a {en}.", f"{place.zh}里有一{thing.measure}{zh}。")
     problems = (
-        Problem("where", "en", (key,), (f"Where is the {en}?", f"In which place is the {en}?"),
-                f"the place of the {en}", f"the {place.en}", (where[0], f"The place of the {en} is the {place.en}.")),
-        Problem("thing", "en", (key,), (f"What is in the {place.en}?", f"Which thing is in the {place.en}?"),
-                f"the thing in the {place.en}", en, (holds[0], f"The thing in the {place.en} is the {en}.")),
-        Problem("where", "zh", (key,), (f"{zh}在哪里？", f"{zh}在什么地方？"),
-                f"{zh}的地方", place.zh, (where[1], f"{zh}的地方是{place.zh}。")),
-        Problem("thing", "zh", (key,), (f"{place.zh}里有什么？", f"什么在{place.zh}里？"),
-                f"{place.zh}里的东西", zh, (holds[1], f"{place.zh}里的东西是{zh}。")),
+        Problem(
+            "where",
+            "en",
+            (key,),
+            (f"Where is the {en}?", f"In which place is the {en}?"),
+            f"the place of the {en}",
+            f"the {place.en}",
+            (where[0], f"The place of the {en} is the {place.en}."),
+        ),
+        Problem(
+            "thing",
+            "en",
+            (key,),
+            (f"What is in the {place.en}?", f"Which thing is in the {place.en}?"),
+            f"the thing in the {place.en}",
+            en,
+            (holds[0], f"The thing in the {place.en} is the {en}."),
+        ),
+        Problem(
+            "where",
+            "zh",
+            (key,),
+            (f"{zh}在哪里？", f"{zh}在什么地方？"),
+            f"{zh}的地方",
+            place.zh,
+            (where[1], f"{zh}的地方是{place.zh}。"),
+        ),
+        Problem(
+            "thing",
+            "zh",
+            (key,),
+            (f"{place.zh}里有什么？", f"什么在{place.zh}里？"),
+            f"{place.zh}里的东西",
+            zh,
+            (holds[1], f"{place.zh}里的东西是{zh}。"),
+        ),
     )
     return Fact(key, (thing, colour, place), frozenset((thing.en, place.en)), (where, holds), problems)
 
@@ -95,24 +149,54 @@ def lie(thing: Word, colour: Word, place: Word) -> Fact:
 def act(person: Word, verb: Verb, thing: Word, place: Word) -> Fact:
     """A person did something to a thing in a place."""
     key = ("act", person.en, verb.base, thing.en, place.en)
-    did = (f"{person.en} {verb.past} a {thing.en} in the {place.en}.",
-           f"{person.zh}在{place.zh}{verb.zh}一{thing.measure}{thing.zh}。")
-    there = (f"In the {place.en}, {person.en} {verb.past} a {thing.en}.",
-             f"在{place.zh}，{person.zh}{verb.zh}一{thing.measure}{thing.zh}。")
+    did = (
+        f"{person.en} {verb.past} a {thing.en} in the {place.en}.",
+        f"{person.zh}在{place.zh}{verb.zh}一{thing.measure}{thing.zh}。",
+    )
+    there = (
+        f"In the {place.en}, {person.en} {verb.past} a {thing.en}.",
+        f"在{place.zh}，{person.zh}{verb.zh}一{thing.measure}{thing.zh}。",
+    )
     problems = (
-        Problem("doer", "en", (key,), (f"Who {verb.past} the {thing.en}?", f"Which person {verb.past} the {thing.en}?"),
-                f"the one who {verb.past} the {thing.en}", person.en,
-                (f"The one who {verb.past} the {thing.en} was {person.en}.",)),
-        Problem("scene", "en", (key,), (f"Where did {person.en} {verb.base} the {thing.en}?",
-                f"In which place did {person.en} {verb.base} the {thing.en}?"),
-                f"the place where {person.en} {verb.past} the {thing.en}", f"the {place.en}",
-                (f"The place where {person.en} {verb.past} the {thing.en} was the {place.en}.",)),
-        Problem("doer", "zh", (key,), (f"谁{verb.zh}{thing.zh}？", f"是谁{verb.zh}{thing.zh}？"),
-                f"{verb.zh}{thing.zh}的人", person.zh, (f"{verb.zh}{thing.zh}的人是{person.zh}。",)),
-        Problem("scene", "zh", (key,), (f"{person.zh}在哪里{verb.zh}{thing.zh}？",
-                f"{person.zh}在什么地方{verb.zh}{thing.zh}？"),
-                f"{person.zh}{verb.zh}{thing.zh}的地方", place.zh,
-                (f"{person.zh}{verb.zh}{thing.zh}的地方是{place.zh}。",)),
+        Problem(
+            "doer",
+            "en",
+            (key,),
+            (f"Who {verb.past} the {thing.en}?", f"Which person {verb.past} the {thing.en}?"),
+            f"the one who {verb.past} the {thing.en}",
+            person.en,
+            (f"The one who {verb.past} the {thing.en} was {person.en}.",),
+        ),
+        Problem(
+            "scene",
+            "en",
+            (key,),
+            (
+                f"Where did {person.en} {verb.base} the {thing.en}?",
+                f"In which place did {person.en} {verb.base} the {thing.en}?",
+            ),
+            f"the place where {person.en} {verb.past} the {thing.en}",
+            f"the {place.en}",
+            (f"The place where {person.en} {verb.past} the {thing.en} was the {place.en}.",),
+        ),
+        Problem(
+            "doer",
+            "zh",
+            (key,),
+            (f"谁{verb.zh}{thing.zh}？", f"是谁{verb.zh}{thing.zh}？"),
+            f"{verb.zh}{thing.zh}的人",
+            person.zh,
+            (f"{verb.zh}{thing.zh}的人是{person.zh}。",),
+        ),
+        Problem(
+            "scene",
+            "zh",
+            (key,),
+            (f"{person.zh}在哪里{verb.zh}{thing.zh}？", f"{person.zh}在什么地方{verb.zh}{thing.zh}？"),
+            f"{person.zh}{verb.zh}{thing.zh}的地方",
+            place.zh,
+            (f"{person.zh}{verb.zh}{thing.zh}的地方是{place.zh}。",),
+        ),
     )
     names = frozenset((person.en, thing.en, place.en))
     return Fact(key, (person, verb, thing, place), names, (did, there), problems)

@@ -76,8 +76,9 @@ def convert(unit: Unit, count: int, to_small: bool, language: Language) -> Probl
     """``count`` large units in the small unit, or the other way round."""
     keys = (("unit", unit.large.en, unit.small.en, str(count)),)
     numbers = (count, count * unit.factor)
-    (start, goal), (source, target) = (numbers, (unit.large, unit.small)) if to_small else (
-        numbers[::-1], (unit.small, unit.large))
+    (start, goal), (source, target) = (
+        (numbers, (unit.large, unit.small)) if to_small else (numbers[::-1], (unit.small, unit.large))
+    )
     if language == "zh":
         asked = (f"{start}{source.zh}是多少{target.zh}？", f"把{start}{source.zh}换成{target.zh}。")
         told = (f"{start}{source.zh}是{goal}{target.zh}。", f"{start}{source.zh}等于{goal}{target.zh}。")
@@ -132,10 +133,14 @@ def come_back(person: Word, start: int, days: int, language: Language) -> Proble
         told = (f"{trip}，那是{back.zh}。", f"{trip}，也就是{back.zh}回来。")
         return Problem("weekday", "zh", keys, asked, f"{person.zh}{leave.zh}出发{days}天后回来的日子", back.zh, told)
     unit = "day" if days == 1 else "days"
-    asked = (f"{person.en} leaves on {leave.en} and comes back {days} {unit} later. On which weekday is that?",
-             f"If {person.en} leaves on {leave.en} for {days} {unit}, on which weekday does {person.en} come back?")
-    told = (f"{person.en} left on {leave.en} and came back {days} {unit} later, on {back.en}.",
-            f"{person.en} left on {leave.en} for {days} {unit}, so {person.en} came back on {back.en}.")
+    asked = (
+        f"{person.en} leaves on {leave.en} and comes back {days} {unit} later. On which weekday is that?",
+        f"If {person.en} leaves on {leave.en} for {days} {unit}, on which weekday does {person.en} come back?",
+    )
+    told = (
+        f"{person.en} left on {leave.en} and came back {days} {unit} later, on {back.en}.",
+        f"{person.en} left on {leave.en} for {days} {unit}, so {person.en} came back on {back.en}.",
+    )
     about = f"the weekday on which {person.en} comes back, {days} {unit} after {leave.en}"
     return Problem("weekday", "en", keys, asked, about, back.en, told)
 

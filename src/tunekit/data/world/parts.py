@@ -18,10 +18,14 @@ RUDE: dict[Language, tuple[str, ...]] = {
     "zh": ("为什么问我？自己看。", "真是个傻问题。", "这我不关心。"),
 }
 RAMBLING: dict[Language, tuple[str, ...]] = {
-    "en": ("Well, let me see, that is a long story, and there is much to say, and one could also say more.",
-           "There are many things in this world, and some are here, and some are there, and so it goes on."),
-    "zh": ("嗯，让我想想，这说来话长，有很多可以说的，也可以再多说一点。",
-           "这个世界上有很多东西，有的在这里，有的在那里，就这样说下去。"),
+    "en": (
+        "Well, let me see, that is a long story, and there is much to say, and one could also say more.",
+        "There are many things in this world, and some are here, and some are there, and so it goes on.",
+    ),
+    "zh": (
+        "嗯，让我想想，这说来话长，有很多可以说的，也可以再多说一点。",
+        "这个世界上有很多东西，有的在这里，有的在那里，就这样说下去。",
+    ),
 }
 
 

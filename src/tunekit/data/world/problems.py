@@ -21,8 +21,9 @@ def look_up(dice: Dice, held_out: bool, language: Language) -> Problem:
 
 def with_scene(problem: Problem, keys: tuple[Key, ...], given: str) -> Problem:
     """The problem with the text to look it up in, and the combinations of all facts of that text."""
-    return Problem(problem.kind, problem.language, keys, problem.asked, problem.about, problem.answer, problem.told,
-                   given)
+    return Problem(
+        problem.kind, problem.language, keys, problem.asked, problem.about, problem.answer, problem.told, given
+    )
 
 
 DRAWS: tuple[tuple[Draw, int], ...] = (

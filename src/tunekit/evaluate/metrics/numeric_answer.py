@@ -21,7 +21,7 @@ _WIDE_THOUSANDS = re.compile(r"(?<=[０-９])，(?=[０-９]{3}(?![０-９]))")
 _PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 # A sign counts where a number can begin, not in 5-3 or 2024-05; an exponent has at most three digits.
 _NUMBER = re.compile(
-    rf"(?P<sign>(?<![\w.)])[-+](?=[$€£¥￥]?[\d.]))?[$€£¥￥]?(?P<number>{_PLAIN})"
+    rf"(?P<sign>(?<![A-Za-z_\d.)])[-+](?=[$€£¥￥]?[\d.]))?[$€£¥￥]?(?P<number>{_PLAIN})"
     r"(?P<exponent>[eE][-+]?\d{1,3}(?!\w))?(?:\s?/\s?(?P<under>\d+))?"
 )
 

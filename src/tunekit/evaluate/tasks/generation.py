@@ -88,9 +88,11 @@ def _texts(
     screen: Screen,
 ) -> list[str]:
     """The answers' texts, in the order of ``items``."""
-    from tunekit.evaluate.mode import evaluating, plain_model
+    from tunekit.evaluate.mode import evaluating, has_virtual_tokens, plain_model
 
-    jobs = _jobs(items, config.max_new_tokens, batch_size, _positions(plain_model(model)), screen)
+    room = _room(items, config.max_new_tokens, _positions(plain_model(model)), screen)
+    # PEFT sets virtual tokens before the padding, which moves them away from the prompt: such batches go unpadded
+    jobs = _jobs(items, room, batch_size, padding=not has_virtual_tokens(model))
     texts = [""] * len(items)
     stops = stop_tokens(model, tokenizer, config.stop_ids)
     with (
@@ -103,7 +105,7 @@ def _texts(
             answers = _generate(model, [items[index].prompt_ids for index in batch], settings, device)
             for index, ids in zip(batch, answers, strict=True):
                 end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
-                texts[index] = tokenizer.decode(ids[:end], skip_special_tokens=True)
+                texts[index] = tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
             step.advance(len(batch))
     return texts
 
@@ -124,28 +126,33 @@ def _positions(model: Any) -> int | None:
     return positions
 
 
-def _jobs(
-    items: Sequence[Item], new_tokens: int, batch_size: int, positions: int | None, screen: Screen
-) -> list[tuple[list[int], int]]:
-    """Batches of rows with the tokens to generate; a row with less room than asked for is a batch of its own."""
-    room = {}
-    for index, item in enumerate(items):
+def _room(items: Sequence[Item], new_tokens: int, positions: int | None, screen: Screen) -> list[int]:
+    """How many tokens each row may generate: ``new_tokens``, or fewer where the model's positions end."""
+    for item in items:
         length = len(item.prompt_ids)
-        room[index] = new_tokens if positions is None else min(new_tokens, positions - length)
         if not length:
             raise DataError("the prompt is empty: nothing to generate from", where=item.where)
-        if room[index] < 1:
+        if positions is not None and length >= positions:
             raise DataError(
                 f"the prompt fills the model's {positions} positions ({length} tokens): nothing can be generated",
                 where=item.where,
                 fix="leave the row out, shorten its prompt, or set eval.generate to false",
             )
-    free = [index for index in room if room[index] == new_tokens]
-    tight = [index for index in room if room[index] < new_tokens]
-    if tight:
-        screen.warn(f"{len(tight)} of {len(items)} prompts leave room for fewer than {new_tokens} tokens of answer")
-    sorted_free = batches([len(items[index].prompt_ids) for index in free], rows=batch_size)
-    return [([free[place] for place in batch], new_tokens) for batch in sorted_free] + [([i], room[i]) for i in tight]
+    room = [new_tokens if positions is None else min(new_tokens, positions - len(item.prompt_ids)) for item in items]
+    short = sum(tokens < new_tokens for tokens in room)
+    if short:
+        screen.warn(f"{short} of {len(items)} prompts leave room for fewer than {new_tokens} tokens of answer")
+    return room
+
+
+def _jobs(items: Sequence[Item], room: Sequence[int], batch_size: int, *, padding: bool) -> list[tuple[list[int], int]]:
+    """Batches of rows that may generate equally many tokens, with that number."""
+    jobs = []
+    for new_tokens in sorted(set(room), reverse=True):
+        rows = [index for index, tokens in enumerate(room) if tokens == new_tokens]
+        found = batches([len(items[index].prompt_ids) for index in rows], rows=batch_size, padding=padding)
+        jobs += [([rows[place] for place in batch], new_tokens) for batch in found]
+    return jobs
 
 
 @contextmanager

@@ -1,0 +1,65 @@
+"""Verbs about the cache of prepared data: why, list, clear."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from typing import Annotated
+
+import typer
+
+from tunekit.cli.shared import Debug, Overrides, RecipePath, guard, read_recipe
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+
+
+@app.command("why")
+def why(recipe: RecipePath, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Tell whether a recipe's data is prepared, and otherwise which part changed.
+
+    Example: [bold]tunekit data cache why recipe.yaml[/bold]
+    """
+    with guard(debug=debug):
+        from tunekit.data import cache
+        from tunekit.train.inputs import Inputs
+
+        checked = read_recipe(recipe, None, overrides)
+        key = Inputs(checked, recipe.parent).key
+        found, nearest, changes = cache.why(key, cache.root())
+        if found:
+            typer.echo(f"prepared: {cache.root() / key.name}")
+        elif nearest is None:
+            typer.echo("not prepared, and nothing like it is")
+        else:
+            typer.echo(f"not prepared; compared with {nearest.folder.name} this changed:")
+            for part, difference in changes:
+                typer.echo(f"  {part} ({cache.PARTS[part]}): {difference}")
+
+
+@app.command("list")
+def list_(debug: Debug = False) -> None:
+    """List what is kept, with sizes."""
+    with guard(debug=debug):
+        from tunekit.data import cache
+
+        entries = cache.kept(cache.root())
+        for entry in entries:
+            files = [file["file"] for source in entry.parts["rows"]["train"] for file in source["files"]]
+            age = (time.time() - entry.used) / 86_400
+            typer.echo(f"{entry.folder.name}  {entry.size / 1e6:9.1f} MB  {age:5.1f} days  {', '.join(files[:3])}")
+        typer.echo(f"{len(entries)} kept, {sum(entry.size for entry in entries) / 1e6:.1f} MB in {cache.root()}")
+
+
+@app.command("clear")
+def clear(
+    days: Annotated[float, typer.Option("--older-than", min=0, help="Only what was prepared more than so many days ago.")] = 0.0,
+    debug: Debug = False,
+) -> None:
+    """Delete kept data; it is prepared again when needed."""
+    with guard(debug=debug):
+        from tunekit.data import cache
+
+        entries = [e for e in cache.kept(cache.root()) if time.time() - e.used >= days * 86_400]
+        for entry in entries:
+            shutil.rmtree(entry.folder)
+        typer.echo(f"deleted {len(entries)}, {sum(entry.size for entry in entries) / 1e6:.1f} MB")

@@ -1,0 +1,67 @@
+"""Verbs about data: preview."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunekit.cli.shared import Debug, Overrides, RecipePath, guard, read_recipe
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+
+
+@app.callback()
+def _group() -> None:
+    """Look at data as the model will see it."""
+
+
+@app.command("preview")
+def preview(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option("--rows", "-r", min=1, help="How many rows.")] = 3,
+    skip: Annotated[int, typer.Option("--skip", min=0, help="Begin after so many rows.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Show rendered rows with the trained tokens coloured.
+
+    Example: [bold]tunekit data preview recipe.yaml --rows 2[/bold]
+    """
+    with guard(debug=debug):
+        show(recipe, overrides, rows, skip)
+
+
+def show(path: Path, overrides: list[str] | None, rows: int, skip: int) -> None:
+    """Prints rows ``skip`` to ``skip + rows`` of the training sources."""
+    from itertools import islice
+
+    from rich.console import Console
+
+    from tunekit.core.types import RowError
+    from tunekit.data.preview import coloured, marked
+    from tunekit.train.inputs import Inputs
+
+    recipe = read_recipe(path, None, overrides)
+    inputs = Inputs(recipe, path.parent)
+    console = Console(soft_wrap=True)
+    for origin, example in islice(inputs.reader.examples(recipe.data.train), skip, skip + rows):
+        if isinstance(example, str):
+            console.print(f"{origin}  dropped: {example}", markup=False, highlight=False)
+            continue
+        try:
+            rendered = inputs.fitter.renderer.render(example)
+        except RowError as error:
+            console.print(f"{origin}  dropped: {error}", markup=False, highlight=False)
+            continue
+        encoded = inputs.fitter.encoder.encode([rendered])[0]
+        trained = sum(encoded.trained)
+        head = f"{origin}  {len(encoded.input_ids)} tokens, {trained} trained (max_length {recipe.data.max_length})"
+        console.print(head, style="bold", markup=False, highlight=False)
+        if sys.stdout.isatty():
+            console.print(coloured(encoded, inputs.tokenizer))
+        else:
+            print(marked(encoded, inputs.tokenizer))
+        console.print()

@@ -1,0 +1,138 @@
+"""Verbs about recipes: init, schema, plan."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tunekit.cli.shared import Debug, Json, Overrides, RecipePath, guard, make_plan, read_recipe
+from tunekit.core.errors import UserError
+from tunekit.core.registry import METHODS, did_you_mean
+
+if TYPE_CHECKING:
+    from tunekit.plan.plan import Plan
+
+PANEL = "Look before you train"
+SCHEMA = "tunekit.schema.json"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command("init", rich_help_panel="Begin")(init)
+    app.command("schema", rich_help_panel="Begin")(schema)
+    app.command("plan", rich_help_panel=PANEL)(plan)
+
+
+def init(
+    method: Annotated[str, typer.Argument(help="The training method: " + ", ".join(METHODS.names) + ".")] = "sft",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write it; default: the screen.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Write a commented recipe that works as it is.
+
+    Example: [bold]tunekit init sft -o recipe.yaml[/bold]
+    """
+    with guard(debug=debug):
+        from tunekit.core.files import write_atomic, write_json
+        from tunekit.recipe.templates import template
+
+        if method not in METHODS.names:
+            raise UserError(f"unknown method '{method}'", fix=did_you_mean(method, METHODS.names))
+        text = template(method)
+        if output is None:
+            typer.echo(text, nl=False)
+            return
+        if output.exists():
+            raise UserError("the file exists already", where=str(output), fix="name another, or remove it")
+        beside = output.parent / SCHEMA
+        write_json(beside, full_schema())
+        write_atomic(output, f"# yaml-language-server: $schema=./{SCHEMA}\n{text}")
+        typer.echo(f"wrote {output} (and {beside}, by which editors check and complete it)")
+        typer.echo(f"next: tunekit plan {output}, then tunekit {method} {output}")
+
+
+def schema(
+    method: Annotated[str | None, typer.Option("--method", "-m", help="Only this method's recipes.")] = None, debug: Debug = False
+) -> None:
+    """Print the JSON Schema of recipes, for editors.
+
+    Example: [bold]tunekit schema > tunekit.schema.json[/bold]
+    """
+    with guard(debug=debug):
+        from tunekit.recipe.load import recipe_type
+
+        value = recipe_type(method).model_json_schema() if method else full_schema()
+        typer.echo(jsonlib.dumps(value, ensure_ascii=False, indent=2))
+
+
+def full_schema() -> dict[str, Any]:
+    """One schema for the recipes of all methods: the shared blocks, and each method's own."""
+    from tunekit.recipe.load import recipe_type
+
+    whole: dict[str, Any] = {}
+    for name in METHODS.names:
+        value = recipe_type(name).model_json_schema()
+        if not whole:
+            whole = value | {"title": "tunekit recipe", "$schema": "https://json-schema.org/draft/2020-12/schema"}
+        whole["properties"] |= value["properties"]
+        whole["$defs"] |= value["$defs"]
+    whole["properties"]["method"] |= {"enum": list(METHODS.names)}
+    whole["required"] = [name for name in whole.get("required", []) if name != "method"]
+    return whole
+
+
+def plan(recipe: RecipePath, overrides: Overrides = None, json: Json = False, debug: Debug = False) -> None:
+    """Resolve and check everything, data included, and train nothing.
+
+    Example: [bold]tunekit plan recipe.yaml --set data.max_length=512[/bold]
+    """
+    with guard(json=json, debug=debug):
+        from tunekit.runs.screen import make_screen
+
+        checked = read_recipe(recipe, None, overrides)
+        screen = make_screen(quiet=False, json=json)
+        with screen.step("looking at the machine"):
+            resolved = make_plan(checked, recipe)
+        import tempfile
+
+        from tunekit.train.inputs import Inputs
+        from tunekit.train.pipeline import say_ledger
+
+        with tempfile.TemporaryDirectory() as folder:
+            prepared = Inputs(checked, recipe.parent).prepare(screen, Path(folder))
+            facts = prepared.facts
+        if json:
+            typer.echo(jsonlib.dumps({"plan": resolved.model_dump(mode="json"), "data": facts}, ensure_ascii=False))
+            return
+        say_ledger(facts, screen)
+        for name, value in describe(resolved, facts):
+            typer.echo(f"  {name:<22} {value}")
+
+
+def describe(plan: Plan, facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """The plan in lines of name and value."""
+    recipe = plan.recipe
+    steps = recipe.train.max_steps
+    if steps is None:
+        steps = round(-(-facts["examples"] // plan.examples_per_step) * (recipe.train.epochs or 1))
+    adapter = recipe.adapter_block
+    hardware = plan.hardware
+    device = ", ".join(gpu.name for gpu in hardware.gpus) or f"{hardware.cpu}, {hardware.cores} cores, {plan.threads} threads a process"
+    filled = f", packed {facts['filled']:.1%} full" if facts["filled"] else ""
+    batch = f"{plan.examples_per_step} = {plan.processes} process(es) x {plan.micro_batch_size} x {plan.accumulation} accumulated"
+    return [
+        ("method", f"{plan.method}: {METHODS.help(plan.method)}"),
+        ("model", f"{recipe.model.name} in {plan.weights_dtype}"),
+        ("adapter", "none (full fine-tuning)" if adapter is None else adapter.kind),
+        ("examples", f"{facts['examples']:,} to train ({facts['tokens']:,} tokens{filled}), {facts['eval_examples']:,} held out"),
+        ("global batch", batch),
+        ("steps", f"{steps:,}"),
+        ("learning rate", f"{recipe.train.learning_rate:g}, {recipe.train.schedule}, warm-up {recipe.train.warmup:g}"),
+        ("precision", plan.precision),
+        ("device", device),
+        ("run folder", plan.run_dir),
+        ("plan hash", plan.hash[:16]),
+    ]

@@ -1,0 +1,129 @@
+"""Examples to rows of tokens that fit: rendered, encoded, labelled, and cut to the longest length allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tunekit.core.types import Encoded, Example, RowError
+from tunekit.data.collate import IGNORED
+from tunekit.data.encode import RowEncoder
+from tunekit.data.render import Rendered, Renderer
+
+
+@dataclass(frozen=True)
+class TokenFacts:
+    """What the data needs to know of a model before it is loaded: its tokenizer's hash, embedding rows and BOS."""
+
+    tokenizer_hash: str
+    vocabulary: int
+    bos_id: int | None
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What became of one example: its rendered text, its tokens, and the rows of tokens to train on.
+
+    ``examples`` hold the columns of `store.row_schema` but the ledger number; a long document gives several. When
+    ``lost`` says why there are none, ``overlong`` tells whether the length is the reason.
+    """
+
+    text: str
+    tokens: int
+    examples: tuple[dict[str, Any], ...] = ()
+    lost: str = ""
+    detail: str = ""
+    overlong: bool = False
+
+
+class Fitter:
+    """Turns examples into rows of at most ``max_length`` tokens.
+
+    Args:
+        renderer: renders conversations, with what is trained.
+        facts: of the model that will be trained.
+        max_length: longest row in tokens.
+        overlong: what happens to longer conversations (``truncate``, ``drop``, ``error``). Plain text is always cut
+            into several rows: nothing of a document is lost.
+        isolated: whether packed examples must not see each other.
+    """
+
+    def __init__(self, renderer: Renderer, facts: TokenFacts, max_length: int, overlong: str, isolated: bool) -> None:
+        self.renderer, self.encoder, self.facts = renderer, RowEncoder(renderer.tokenizer), facts
+        self.max_length, self.overlong, self.isolated = max_length, overlong, isolated
+
+    @property
+    def template_hash(self) -> str:
+        """Identifies the chat template."""
+        return self.renderer.template_hash
+
+    @property
+    def expects_end(self) -> bool:
+        """Whether every trained turn must end with a trained token that ends it."""
+        return True
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoding | str]:
+        """Encodes a batch; an example that cannot be rendered gives the reason instead."""
+        results: list[Rendered | str] = []
+        for example in examples:
+            try:
+                results.append(self.renderer.render(example))
+            except RowError as error:
+                results.append(str(error))
+        encoded = iter(self.encoder.encode([item for item in results if isinstance(item, Rendered)]))
+        return [
+            item if isinstance(item, str) else self._fit(next(encoded), example, item.document)
+            for item, example in zip(results, examples, strict=True)
+        ]
+
+    def prompt_ids(self, example: Example) -> tuple[int, ...]:
+        """Token ids that generation of the last assistant turn is prompted with."""
+        return self.encoder.encode([self.renderer.render_prompt(example)])[0].input_ids
+
+    def _fit(self, encoded: Encoded, example: Example, document: bool) -> Encoding:
+        size, limit = len(encoded.input_ids), self.max_length
+        if not any(encoded.trained[1:]):
+            return Encoding(encoded.text, size, lost="no text of the row is trained")
+        if document:
+            return Encoding(encoded.text, size, tuple(self._row(encoded, a, b) for a, b in pieces(size, limit)))
+        if size > limit and self.overlong != "truncate":
+            words = f"{size:,} tokens, {limit:,} are allowed"
+            return Encoding(encoded.text, size, lost="longer than data.max_length", detail=words, overlong=True)
+        if not any(encoded.trained[1:limit]):
+            words = f"{size:,} tokens, the answer begins after {encoded.prompt_tokens:,}, {limit:,} are allowed"
+            return Encoding(encoded.text, size, lost="no trained token within data.max_length", detail=words, overlong=True)
+        row = self._row(encoded, 0, min(size, limit))
+        row |= {"prompt": _shown_prompt(example), "reference": example.messages[-1].content}
+        return Encoding(encoded.text, size, (row,))
+
+    @staticmethod
+    def _row(encoded: Encoded, begin: int, end: int) -> dict[str, Any]:
+        ids, trained = encoded.input_ids[begin:end], encoded.trained[begin:end]
+        labels = [token if known and position else IGNORED for position, (token, known) in enumerate(zip(ids, trained, strict=True))]
+        return {
+            "length": len(ids),
+            "input_ids": list(ids),
+            "labels": labels,
+            "turn_ends": [at - begin for at in encoded.turn_ends if begin <= at < end and at > begin],
+            "truncated": end < len(encoded.input_ids),
+            "prompt_tokens": encoded.prompt_tokens,
+            "prompt": "",
+            "reference": "",
+        }
+
+
+def pieces(size: int, limit: int) -> list[tuple[int, int]]:
+    """Cuts ``size`` tokens into runs of at most ``limit``, none of them a lone token (it would have no label)."""
+    cuts = [*range(0, size, limit), size]
+    if len(cuts) > 2 and cuts[-1] - cuts[-2] == 1:
+        cuts[-2] -= 1
+    return list(zip(cuts, cuts[1:], strict=False))
+
+
+def _shown_prompt(example: Example) -> str:
+    """The prompt as shown to people: the turns before the last answer."""
+    turns = example.messages[:-1] if example.messages[-1].role == "assistant" else example.messages
+    if len(turns) == 1:
+        return turns[0].content
+    return "\n".join(f"{turn.role}: {turn.content}" for turn in turns)

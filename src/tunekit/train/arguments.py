@@ -1,0 +1,88 @@
+"""The only place where a plan becomes TrainingArguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tunekit.plan.plan import Plan
+
+_OPTIMIZERS = {"adamw": "adamw_torch_fused"}
+_MIN_RATIO = 0.1  # of cosine_with_min_lr: the field's usual tenth of the peak
+
+
+def training_arguments(plan: Plan, staging: Path, *, evaluates: bool) -> dict[str, Any]:
+    """Keyword arguments for transformers.TrainingArguments (and its subclasses).
+
+    Args:
+        plan: the resolved plan.
+        staging: folder in which the trainer writes checkpoints before they are put in place.
+        evaluates: whether there are held-out examples.
+    """
+    train, evaluation = plan.recipe.train, plan.recipe.eval
+    every = evaluation.every if evaluates else None
+    save_every = every if train.keep_best else train.save_every
+    named: dict[str, Any] = {
+        "output_dir": str(staging),
+        "num_train_epochs": train.epochs or 1.0,
+        "max_steps": train.max_steps or -1,
+        "per_device_train_batch_size": plan.micro_batch_size,
+        "per_device_eval_batch_size": evaluation.batch_size,
+        "gradient_accumulation_steps": plan.accumulation,
+        "learning_rate": train.learning_rate,
+        "lr_scheduler_type": train.schedule,
+        "warmup_steps": int(train.warmup) if train.warmup >= 1 else train.warmup,
+        "weight_decay": train.weight_decay,
+        "max_grad_norm": train.max_grad_norm,
+        "optim": _OPTIMIZERS.get(train.optimizer, train.optimizer),
+        "adam_beta1": train.adam_beta1,
+        "adam_beta2": train.adam_beta2,
+        "adam_epsilon": train.adam_epsilon,
+        "bf16": plan.precision == "bf16",
+        "fp16": plan.precision == "fp16",
+        "use_cpu": plan.hardware.device == "cpu",
+        "gradient_checkpointing": train.gradient_checkpointing,
+        "neftune_noise_alpha": train.neftune_alpha,
+        "train_sampling_strategy": _sampling(plan),
+        "length_column_name": "length",
+        "seed": train.seed,
+        "data_seed": train.seed,
+        "logging_strategy": "steps",
+        "logging_steps": train.log_every,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # it would write 0.0 where the loss is NaN
+        "save_strategy": "steps" if save_every else "no",
+        "eval_strategy": "steps" if every else "no",
+        "load_best_model_at_end": train.keep_best,
+        "dataloader_num_workers": train.workers,
+        "dataloader_pin_memory": plan.hardware.device == "cuda",
+        "report_to": list(train.trackers) or "none",
+        "run_name": Path(plan.run_dir).name,
+        "disable_tqdm": True,
+        "remove_unused_columns": False,  # the collator takes what it needs
+        "label_names": ["labels"],
+        "ddp_find_unused_parameters": False,
+    }
+    if save_every:
+        named["save_steps"] = _steps(save_every)
+    if every:
+        named["eval_steps"] = _steps(every)
+    if train.keep_best or train.early_stopping:
+        named |= {"metric_for_best_model": "eval_loss", "greater_is_better": False}
+    if train.schedule == "cosine_with_min_lr" and "lr_scheduler_kwargs" not in train.extra:
+        named["lr_scheduler_kwargs"] = {"min_lr_rate": _MIN_RATIO}
+    shadowed = named.keys() & train.extra.keys()
+    assert not shadowed - {"ddp_find_unused_parameters"}, f"recipe.extra.NAMED misses {shadowed}"
+    return named | train.extra
+
+
+def _sampling(plan: Plan) -> str:
+    data = plan.recipe.data
+    if not data.shuffle:
+        return "sequential"
+    grouped = plan.recipe.train.group_by_length and not data.packing and not data.streaming
+    return "group_by_length" if grouped else "random"
+
+
+def _steps(every: float) -> float:
+    return int(every) if every >= 1 else every

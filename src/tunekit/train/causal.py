@@ -1,0 +1,56 @@
+"""A trainer for next-token prediction, on TRL's SFTTrainer: shared by the methods that train a causal model on tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
+from trl import SFTConfig, SFTTrainer
+
+from tunekit.data.collate import Collator
+from tunekit.plan.plan import Plan
+from tunekit.train.arguments import training_arguments
+from tunekit.train.trainer import TunekitTrainer
+
+
+class CausalTrainer(TunekitTrainer, SFTTrainer):
+    """TRL's SFTTrainer on examples that tunekit has prepared, with tunekit's guards."""
+
+
+def causal_trainer(
+    plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Any, evaluation: Any, staging: Path
+) -> CausalTrainer:
+    """Builds the trainer of a causal language model.
+
+    Args:
+        plan: the resolved plan.
+        model: with its adapter, if any.
+        tokenizer: its pad token fills batches up.
+        train: prepared examples (a datasets.Dataset or IterableDataset).
+        evaluation: prepared held-out examples, or None.
+        staging: where checkpoints are written before they are put in place.
+    """
+    arguments = SFTConfig(
+        **training_arguments(plan, staging, evaluates=evaluation is not None),
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        packing=False,
+        completion_only_loss=False,
+    )
+    stopping = plan.recipe.train.early_stopping
+    callbacks = [EarlyStoppingCallback(stopping.patience, stopping.min_delta)] if stopping else []
+    return CausalTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        processing_class=tokenizer,
+        data_collator=Collator(tokenizer.pad_token_id, with_mask=_counts_by_mask(model)),
+        callbacks=callbacks,
+    )
+
+
+def _counts_by_mask(model: PreTrainedModel) -> bool:
+    """Mixture-of-experts models weigh their router loss by the attention mask, so padding must be marked for them."""
+    return "output_router_logits" in model.config.get_text_config().to_dict()

@@ -1,0 +1,116 @@
+"""What stands before the weights: tokenizer, template, and the prepared data of a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from tunekit.core.progress import Screen
+from tunekit.core.registry import METHODS
+from tunekit.core.types import Example
+from tunekit.data import cache
+from tunekit.data.examples import ExampleReader
+from tunekit.data.fit import Fitter, TokenFacts
+from tunekit.data.ledger import Ledger
+from tunekit.data.prepare import Prepared, data_key, prepare
+from tunekit.data.render import Renderer, named_template
+from tunekit.model.tokenizer import embedding_rows, load_config, load_tokenizer, tokenizer_hash
+from tunekit.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The data side of a recipe: reading, rendering and preparing need no weights.
+
+    Args:
+        recipe: the checked recipe.
+        base: folder where relative data paths start.
+    """
+
+    recipe: Recipe
+    base: Path
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer, with the recipe's chat template."""
+        tokenizer = load_tokenizer(self.recipe.model)
+        if self.recipe.model.chat_template is not None:
+            tokenizer.chat_template = named_template(self.recipe.model.chat_template)
+        return tokenizer
+
+    @cached_property
+    def reader(self) -> ExampleReader:
+        """Reads the recipe's sources."""
+        return ExampleReader(self.base)
+
+    @cached_property
+    def fitter(self) -> Fitter:
+        """Renders, labels and cuts examples as the recipe says."""
+        data, tokenizer = self.recipe.data, self.tokenizer
+        renderer = Renderer(tokenizer, loss_on=data.loss_on)
+        facts = TokenFacts(tokenizer_hash(tokenizer), embedding_rows(load_config(self.recipe.model)), tokenizer.bos_token_id)
+        isolated = METHODS.load(self.recipe.method).ISOLATED
+        return Fitter(renderer, facts, data.max_length, data.overlong, isolated)
+
+    @property
+    def key(self) -> cache.Key:
+        """The key of the prepared data."""
+        return data_key(self.recipe, self.reader, self.fitter)
+
+    def prepare(self, screen: Screen, own_folder: Path) -> Prepared:
+        """Prepared data, in the cache, or in ``own_folder`` when the recipe wants none kept."""
+        return prepare(self.recipe, self.reader, self.fitter, screen, cache.root() if self.recipe.data.cache else own_folder)
+
+    @cached_property
+    def turn_end(self) -> int | None:
+        """The id of the token that ends an assistant turn in the chat template; None without a template."""
+        from tunekit.core.types import Message
+
+        if self.tokenizer.chat_template is None:
+            return None
+        probe = Example((Message("user", "a"), Message("assistant", "b")))
+        result = self.fitter.encode([probe])[0]
+        if isinstance(result, str) or not result.examples or not result.examples[0]["turn_ends"]:
+            return None
+        row = result.examples[0]
+        return int(row["input_ids"][row["turn_ends"][-1]])
+
+
+@dataclass(frozen=True)
+class EvalItem:
+    """One held-out row as evaluation takes it (`evaluate.contract.Item`)."""
+
+    input_ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+    prompt_ids: tuple[int, ...]
+    prompt_text: str
+    reference: str
+    where: str
+
+
+def eval_items(prepared: Prepared) -> list[EvalItem]:
+    """The held-out rows; empty when nothing is held out."""
+    data = prepared.dataset("eval")
+    if data is None:
+        return []
+    ledger = Ledger.load(prepared.ledger_path)
+    items = []
+    for row in data:
+        values = cast(dict[str, list[int]], row)
+        ids = tuple(values["input_ids"])
+        items.append(
+            EvalItem(
+                input_ids=ids,
+                trained=tuple(label >= 0 for label in values["labels"]),
+                prompt_ids=ids[: row["prompt_tokens"]],
+                prompt_text=row["prompt"],
+                reference=row["reference"],
+                where=str(ledger[values["rows"][0]].origin),
+            )
+        )
+    return items

@@ -1,0 +1,120 @@
+"""Joins the rooms: plan -> data -> model -> trainer -> record -> report. Every method goes through here."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunekit.core.errors import TunekitError
+from tunekit.core.progress import Screen
+from tunekit.data.prepare import Prepared
+from tunekit.plan.plan import Plan
+from tunekit.runs.environment import git_state, library_versions
+from tunekit.runs.layout import RunFolder
+from tunekit.runs.record import Record, write_record
+from tunekit.runs.report import write_report
+from tunekit.runs.wording import now_utc
+from tunekit.train.inputs import Inputs
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be made.
+
+    Args:
+        plan: the resolved plan.
+        recipe_text: the recipe as the user wrote it, kept with the run.
+        screen_options: ``--quiet`` or ``--json`` for the processes of a launch.
+    """
+
+    plan: Plan
+    recipe_text: str
+    screen_options: tuple[str, ...] = ()
+
+
+def run(job: Job, screen: Screen) -> Record:
+    """Makes a run: prepares data, trains, evaluates, saves, and writes record and report, also when it fails.
+
+    Raises:
+        TunekitError: of the kind that fits the cause; the record says so too.
+    """
+    plan = job.plan
+    folder = RunFolder(Path(plan.run_dir))
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.recipe.write_text(job.recipe_text, encoding="utf-8")
+    plan.save(folder.plan)
+    record = _opening(plan)
+    write_record(folder, record)
+    try:
+        record = _made(job, folder, record, screen).ended("done", 0)
+    except TunekitError as error:
+        write_record(folder, record.ended("failed", error.exit_code, error))
+        raise
+    except KeyboardInterrupt:
+        write_record(folder, record.ended("stopped", 130))
+        raise
+    write_record(folder, record)
+    write_report(folder)
+    return record
+
+
+def _opening(plan: Plan) -> Record:
+    hardware: dict[str, Any] = plan.hardware.model_dump(mode="json")
+    return Record(
+        method=plan.method,
+        created=now_utc(),
+        versions=library_versions(),
+        hardware=hardware | {"processes": plan.processes, "threads": plan.threads, "precision": plan.precision},
+        git=git_state(Path.cwd()),
+        seeds={"train": plan.recipe.train.seed},
+        plan_hash=plan.hash,
+    )
+
+
+def _made(job: Job, folder: RunFolder, record: Record, screen: Screen) -> Record:
+    from tunekit.train.logs import library_logs_to
+
+    plan = job.plan
+    with library_logs_to(folder.log):
+        started = time.perf_counter()
+        prepared = Inputs(plan.recipe, Path(plan.recipe_folder)).prepare(screen, folder.path / "data")
+        shutil.copyfile(prepared.ledger_path, folder.ledger)
+        seconds = {"preparing": round(time.perf_counter() - started, 3)}
+        record = record.updated(data=_data_part(prepared), seconds=seconds)
+        write_record(folder, record)
+        say_ledger(prepared.facts, screen)
+        outcome = _trained(job, folder, prepared, screen)
+    return record.updated(
+        model=outcome.model,
+        training=outcome.training,
+        evaluation=outcome.evaluation,
+        seconds=record.seconds | outcome.seconds,
+        artefact=folder.model.name,
+    )
+
+
+def _trained(job: Job, folder: RunFolder, prepared: Prepared, screen: Screen) -> Any:
+    if job.plan.processes > 1:
+        from tunekit.train.launch import launch
+
+        return launch(job.plan, folder.plan, prepared.folder, list(job.screen_options))
+    from tunekit.train.session import Session
+
+    return Session(job.plan, prepared, screen).run()
+
+
+def _data_part(prepared: Prepared) -> dict[str, Any]:
+    facts = prepared.facts
+    return {"fingerprint": facts["fingerprint"], "splits": facts["summary"]}
+
+
+def say_ledger(facts: dict[str, Any], screen: Screen) -> None:
+    """One line a split: what became of its rows."""
+    for split, counts in facts["summary"].items():
+        fates = [f"{counts[fate]:,} {fate}" for fate in ("kept", "truncated", "dropped", "duplicate", "unused") if counts[fate]]
+        screen.say(f"{split}: {counts['rows']:,} rows = {' + '.join(fates)}; {counts['trained_tokens']:,} of {counts['tokens']:,} tokens trained")
+        for reason, number in list(counts["reasons"].items())[:5]:
+            screen.say(f"  {number:,} x {reason}")

@@ -1,0 +1,145 @@
+"""The mixin every method's trainer gets: guards, token counts, metrics that are never prettified, whole checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from tunekit.core.errors import DivergedError
+from tunekit.train.checkpoint import put_in_place, rotate
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class TunekitTrainer:
+    """Mixed in before a Trainer class (``class Sft(TunekitTrainer, SFTTrainer)``).
+
+    Batches carry ``tokens``, the real tokens of each example (shape (B,)), which are counted and kept from the model.
+    """
+
+    run_folder: Path
+    keep_checkpoints: int
+    checkpoint_facts: dict[str, Any]
+    state: TrainerState
+    args: TrainingArguments
+    model: nn.Module
+
+    def attend(self, run_folder: Path, keep_checkpoints: int, checkpoint_facts: dict[str, Any]) -> None:
+        """Tells the trainer where its run lies, how many checkpoints stay, and what a checkpoint's manifest says."""
+        self.run_folder, self.keep_checkpoints, self.checkpoint_facts = run_folder, keep_checkpoints, checkpoint_facts
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The loss of a batch; its tokens are counted and the counter's column is taken out."""
+        tokens, labels = inputs.pop("tokens", None), inputs.get("labels")
+        if model.training and tokens is not None and labels is not None:
+            # Sums stay on the device: reading them here would make every step wait for the GPU.
+            self.tokens_seen = getattr(self, "tokens_seen", 0) + tokens.sum()
+            self.trained_seen = getattr(self, "trained_seen", 0) + (labels >= 0).sum()
+            self.positions_seen = getattr(self, "positions_seen", 0) + labels.numel()
+        return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One forward and backward pass.
+
+        Raises:
+            DivergedError: the loss is not finite; the optimizer has not stepped.
+        """
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        if not loss.isfinite().all():
+            raise DivergedError(
+                f"the loss of step {self.state.global_step + 1} is {loss.item()}",
+                where=f"step {self.state.global_step + 1}",
+                fix="lower train.learning_rate, or use precision: bf16 or fp32; checkpoints before this step are whole",
+            )
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Logs values as they are.
+
+        Raises:
+            DivergedError: the gradient norm is not finite.
+        """
+        norm = logs.get("grad_norm")
+        if norm is not None and not math.isfinite(norm):
+            raise DivergedError(
+                f"the gradient norm of step {self.state.global_step} is {norm}",
+                where=f"step {self.state.global_step}",
+                fix="lower train.learning_rate, or use precision: bf16 or fp32",
+            )
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes a checkpoint into the staging folder, then puts it in place as a whole."""
+        from transformers import Trainer
+
+        staged = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        Trainer._save_checkpoint(self, model, trial)  # type: ignore[arg-type]
+        if not self.args.should_save:
+            return
+        final = put_in_place(staged, self.run_folder / "checkpoints", self.state.global_step, self.checkpoint_facts)
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(final)
+        best = self.state.best_model_checkpoint
+        rotate(self.run_folder / "checkpoints", self.keep_checkpoints, Path(best) if best else None)
+
+
+class Reporter(TrainerCallback):
+    """Hands every logged value on, with the rates since the last log, on the main process only."""
+
+    def __init__(self, trainer: TunekitTrainer, report: Report) -> None:
+        self.trainer, self.report = trainer, report
+        self.started = self.last = time.perf_counter()
+        self.tokens = self.trained = 0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Starts the clock."""
+        self.started = self.last = time.perf_counter()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """Reports one line of values."""
+        if not state.is_world_process_zero or not logs:
+            return
+        now = time.perf_counter()
+        values = {"step": state.global_step, "total_steps": state.max_steps, "epoch": state.epoch or 0.0}
+        values |= {name: value for name, value in logs.items() if name in _REPORTED or name.startswith("eval_")}
+        if "loss" in logs:
+            values |= self._rates(args.world_size, now)
+        if "loss" in values or "eval_loss" in values:
+            values["seconds"] = round(now - self.started, 3)
+            self.report(values)
+
+    def _rates(self, world: int, now: float) -> dict[str, Any]:
+        tokens, trained = int(getattr(self.trainer, "tokens_seen", 0)), int(getattr(self.trainer, "trained_seen", 0))
+        elapsed = max(now - self.last, 1e-9)
+        rates = {
+            "tokens_per_second": round((tokens - self.tokens) * world / elapsed, 1),
+            "trained_tokens_per_second": round((trained - self.trained) * world / elapsed, 1),
+            "memory_gb": round(memory_bytes() / 1e9, 3),
+        }
+        self.last, self.tokens, self.trained = now, tokens, trained
+        return rates
+
+
+_REPORTED = frozenset({"loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy", "epoch"})
+
+
+def memory_bytes() -> int:
+    """Peak memory of this process in bytes: the GPU's when there is one, else the resident set."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
