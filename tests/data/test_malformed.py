@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from sources_for_tests import Source, read, write
 
-from sources_for_tests import read, write
 from tunekit.core.errors import DataError
 from tunekit.core.types import BadRow, Row
+from tunekit.data.sources import iter_rows
 
 GOOD = '{"text": "a"}\n'
 PAIRS = "q,a\n1,one\n"
@@ -33,7 +34,9 @@ class Bad:
 
 
 def bad(file, content, lines, good=(), **options):
-    return Bad(file, content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content, lines, good, options)
+    return Bad(
+        file, content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content, lines, good, options
+    )
 
 
 LONG = "x" * 300_000
@@ -55,7 +58,9 @@ ROWS = {
     "two objects on a line": bad("a.jsonl", GOOD + '{"a": 1}{"a": 2}\n' + GOOD, {2: "more content"}, (1, 3)),
     "comma after an object": bad("a.jsonl", '{"a": 1},\n' + GOOD, {1: "more content"}, (2,)),
     "repeated key": bad("a.jsonl", GOOD + '{"a": 1, "a": 2}\n', {2: "the key 'a' stands twice"}, (1,)),
-    "repeated key inside": bad("a.jsonl", '{"m": [{"role": "u", "role": "a"}]}\n' + GOOD, {1: "'role' stands twice"}, (2,)),
+    "repeated key inside": bad(
+        "a.jsonl", '{"m": [{"role": "u", "role": "a"}]}\n' + GOOD, {1: "'role' stands twice"}, (2,)
+    ),
     "NaN": bad("a.jsonl", GOOD + '{"a": NaN}\n' + GOOD, {2: "NaN is not a JSON value"}, (1, 3)),
     "Infinity": bad("a.jsonl", GOOD + '{"a": -Infinity}\n', {2: "-Infinity is not"}, (1,)),
     "too large a number": bad("a.jsonl", GOOD + '{"a": 1e999}\n', {2: "too large"}, (1,)),
@@ -126,16 +131,22 @@ LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n
 FILES = {
     "gbk": broken("a.csv", CHINESE.encode("gbk"), "a.csv:2", "byte 15 (0xc4) is not UTF-8", "`encoding: gbk`"),
     "gbk in gz": broken("a.csv.gz", gzip.compress(CHINESE.encode("gbk")), "a.csv.gz:2", "byte 15", "`encoding: gbk`"),
-    "gb18030": broken("a.txt", ("他们说𠀀是一个很少见的字" * 3).encode("gb18030"), "a.txt:1", "byte 0", "`encoding: gb18030`"),
+    "gb18030": broken(
+        "a.txt", ("他们说𠀀是一个很少见的字" * 3).encode("gb18030"), "a.txt:1", "byte 0", "`encoding: gb18030`"
+    ),
     "big5": broken("a.txt", TAIWAN.encode("big5"), "a.txt:1", "byte 0", "`encoding: big5`"),
     "shift_jis": broken("a.txt", JAPANESE.encode("shift_jis"), "a.txt:1", "byte 0", "`encoding: shift_jis`"),
     "cp1252": broken("a.txt", "ok\n" + "", "a.txt:2", "byte 8 (0xfc)", "`encoding: cp1252`"),
     "utf-16": broken("a.jsonl", GOOD.encode("utf-16"), "a.jsonl:1", "UTF-8", "`encoding: utf-16`"),
     "utf-16 without a mark": broken("a.jsonl", GOOD.encode("utf-16-le"), "a.jsonl:1", "NUL", "`encoding: utf-16-le`"),
-    "one broken byte": broken("a.txt", "一\n二三四\n".encode() + b"\xff" + "五六七".encode(), "a.txt:3", "byte 14", "iconv"),
+    "one broken byte": broken(
+        "a.txt", "一\n二三四\n".encode() + b"\xff" + "五六七".encode(), "a.txt:3", "byte 14", "iconv"
+    ),
     "cut inside a character": broken("a.txt", "一\n二".encode()[:-1], "a.txt:2", "byte 4 (0xe4)"),
     "byte far inside": broken("a.txt", b"line\n" * 40_000 + b"\xe9t\xe9 \n", "a.txt:40001", "byte 200000", "cp1252"),
-    "utf-8 called gbk": broken("a.txt", "一二三。！".encode(), "a.txt:1", "not GBK", "leave `encoding` out", encoding="gbk"),
+    "utf-8 called gbk": broken(
+        "a.txt", "一二三。！".encode(), "a.txt:1", "not GBK", "leave `encoding` out", encoding="gbk"
+    ),
     "gzip named .jsonl": broken("a.jsonl", gzip.compress(WHOLE), "a.jsonl:1", "UTF-8", "let its name end in `.gz`"),
     "zstd named .jsonl": broken("a.jsonl", ZST, "a.jsonl:1", "UTF-8", "let its name end in `.zst`"),
     "parquet named .json": broken("a.json", parquet(pa.table({"a": [1]})), "a.json:1", "UTF-8", "`container: parquet`"),
@@ -155,7 +166,9 @@ FILES = {
     "white space in csv": broken("a.csv", "\r\n\r\n", "a.csv", "white space"),
     "empty list": broken("a.json", "[]", "a.json", "no rows"),
     "header only": broken("a.csv", "q,a\n", "a.csv", "no rows"),
-    "parquet without rows": broken("a.parquet", parquet(pa.table({"a": pa.array([], pa.string())})), "a.parquet", "no rows"),
+    "parquet without rows": broken(
+        "a.parquet", parquet(pa.table({"a": pa.array([], pa.string())})), "a.parquet", "no rows"
+    ),
     "html": broken("a.jsonl", "<!DOCTYPE html>\n<html>\n", "a.jsonl:1", "not JSON", "container"),
     "html named .json": broken("a.json", "\n<html>\n", "a.json:1", "not JSON", "container"),
     "lfs pointer": broken("a.json", LFS, "a.json:1", "Git LFS pointer", "git lfs pull"),
@@ -165,18 +178,30 @@ FILES = {
     "list cut in an element": broken("a.json", '[{"a": 1},\n{"a": "x', "a.json:2", "breaks off"),
     "list with a missing comma": broken("a.json", '[{"a": 1}\n{"a": 2}]', "a.json:2", "',' or ']' expected"),
     "list with a trailing comma": broken("a.json", '[{"a": 1},\n]', "a.json:2", "not JSON"),
-    "damage inside a list": broken("a.json", '[{"a": 1},\n{"a": 2},\n{"a" 3},\n{"a": 4}, {"aaaaaaaaaaaaaaaaa": 5}]', "a.json:3", "':'"),
+    "damage inside a list": broken(
+        "a.json", '[{"a": 1},\n{"a": 2},\n{"a" 3},\n{"a": 4}, {"aaaaaaaaaaaaaaaaa": 5}]', "a.json:3", "':'"
+    ),
     "content after the list": broken("a.json", '[{"a": 1}\n]\n[{"a": 2}]', "a.json:3", "more content"),
-    "wrapped rows": broken("a.json", '{"meta": 1, "examples": [{"a": 1}]}', "a.json", "one JSON object", "rows: examples"),
-    "wrapped rows, several lines": broken("a.json", '{\n"data": [\n{"a": 1}\n]\n}', "a.json", "one JSON object", "rows: data"),
+    "wrapped rows": broken(
+        "a.json", '{"meta": 1, "examples": [{"a": 1}]}', "a.json", "one JSON object", "rows: examples"
+    ),
+    "wrapped rows, several lines": broken(
+        "a.json", '{\n"data": [\n{"a": 1}\n]\n}', "a.json", "one JSON object", "rows: data"
+    ),
     "object of objects": broken("a.json", '{"1": {"a": 1},\n "2": {"a": 2}}', "a.json", "one JSON object", 'rows: "*"'),
     "object of nothing": broken("a.json", '{"a": 1}', "a.json", "one JSON object", "container: jsonl"),
-    "no such rows": broken("a.json", '{"exmples": []}', "a.json", "no key 'examples'", "'exmples'", columns={"rows": "examples"}),
+    "no such rows": broken(
+        "a.json", '{"exmples": []}', "a.json", "no key 'examples'", "'exmples'", columns={"rows": "examples"}
+    ),
     "rows is no list": broken("a.json", '{"x": {}}', "a.json:1", "holds no list", columns={"rows": "x"}),
-    "rows of a list": broken("a.json", '[{"a": 1}]', "a.json", "holds a list", "leave `rows` out", columns={"rows": "x"}),
+    "rows of a list": broken(
+        "a.json", '[{"a": 1}]', "a.json", "holds a list", "leave `rows` out", columns={"rows": "x"}
+    ),
     "cut object of rows": broken("a.json", '{"x": [{"a": 1}],\n', "a.json:2", "breaks off", columns={"rows": "x"}),
     "a number in a .json": broken("a.json", "5\n", "a.json", "the number 5 where a list", container="json"),
-    "jsonl called json": broken("a.jsonl", GOOD + GOOD, "a.jsonl:2", "more content", "`container: jsonl`", container="json"),
+    "jsonl called json": broken(
+        "a.jsonl", GOOD + GOOD, "a.jsonl:2", "more content", "`container: jsonl`", container="json"
+    ),
     "objects with commas": broken("a.json", '{"a": 1},\n{"a": 2}\n', "a.json:1", "more content", "`container: jsonl`"),
     "repeated header name": broken("a.csv", "q,a,q\n1,2,3\n", "a.csv:1", "the name 'q' twice", "rename"),
     "unnamed header column": broken("a.csv", ",q,a\n0,1,2\n", "a.csv:1", "column 1 of the header", "index=False"),
@@ -216,9 +241,6 @@ def test_repeated_parquet_columns_are_refused(tmp_path):
 
 
 def test_rows_before_a_cut_are_read_and_the_cut_is_still_told(tmp_path):
-    from sources_for_tests import Source
-    from tunekit.data.sources import iter_rows
-
     data = gzip.compress(b"".join(b'{"n": %d}\n' % (i * 7919) for i in range(50_000)))
     rows = iter_rows(Source(write(tmp_path, "a.jsonl.gz", data[:-100])), 0, tmp_path)
     assert next(rows).value == {"n": 0}

@@ -40,7 +40,17 @@ FIELDS = {
     "pairs": {"en", "zh"},
     "passages": {"context", "question", "answers"},
 }
-PINNED = {}
+PINNED = {
+    "text": ("f60c63e96573", "0e046e96d318"),
+    "instructions": ("262726fbf8a0", "4b4b8ae1e9c7"),
+    "chats": ("644c4df011db", "c608497f6a0b"),
+    "smalltalk": ("5eb2443f2d77", "22b3c147d9a6"),
+    "preferences": ("da832d8e0097", "9554056ee5d5"),
+    "tasks": ("c66bb2d65616", "770f8cf4b0e0"),
+    "labels": ("a3aa7302d4a1", "b8815c69be6d"),
+    "pairs": ("3757fee65d26", "8726e139b2b3"),
+    "passages": ("3bf3d6367e8c", "479041fc1d63"),
+}
 
 
 @cache

@@ -37,11 +37,10 @@ def init(
     """
     with guard(debug=debug):
         from tunekit.core.files import write_atomic, write_json
-        from tunekit.recipe.templates import template
 
         if method not in METHODS.names:
             raise UserError(f"unknown method '{method}'", fix=did_you_mean(method, METHODS.names))
-        text = template(method)
+        text = METHODS.load(method).RECIPE
         if output is None:
             typer.echo(text, nl=False)
             return

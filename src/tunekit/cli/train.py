@@ -63,15 +63,15 @@ def train(
 
 
 def _show(record: Record, folder: Path, recipe: Path, *, quiet: bool, json: bool) -> None:
-    from tunekit.runs.console import print_summary
+    from tunekit.runs.layout import RunFolder
     from tunekit.runs.screen import JsonScreen
 
     if json:
         JsonScreen().event("done", run=str(folder), record=record.model_dump(mode="json"))
     elif not quiet:
-        following = [
-            (f"tunekit runs show {folder}", "this summary again"),
-            (f"tunekit data preview {recipe}", "what was trained, token by token"),
-            ("tunekit init sft -o my.yaml", "a recipe for your own data"),
-        ]
-        print_summary(record, folder, following)
+        from rich.console import Console
+
+        from tunekit.runs.summary import console_summary
+
+        following = [f"tunekit runs show {folder}", f"tunekit data preview {recipe}", "tunekit init sft -o my.yaml"]
+        Console(highlight=False).print("", console_summary(record, RunFolder(folder), following), sep="\n")

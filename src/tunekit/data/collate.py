@@ -52,6 +52,6 @@ class Collator:
                 own = torch.as_tensor(example["position_ids"])
                 positions[row, :size] = own
                 positions[row, size:] = torch.arange(1, length - size + 1) + int(own[-1])
-        tokens = torch.tensor([len(example["input_ids"]) for example in examples])
+        tokens = torch.tensor([0 if example.get("empty") else len(example["input_ids"]) for example in examples])
         batch = {"input_ids": ids, "labels": labels, "position_ids": positions, "tokens": tokens}
         return batch | {"attention_mask": mask} if self.with_mask else batch

@@ -16,6 +16,35 @@ if TYPE_CHECKING:
 ISOLATED = False
 """Packed documents follow one another as in a stream, each ended by EOS; attention keeps its fast causal path."""
 
+RECIPE = """\
+# Pretraining: next-token prediction on text. It works as it is: fresh weights on embedded text, offline, on a CPU.
+# Every key: docs/recipe.md, or `tunekit schema`. Any key can be overridden: --set train.learning_rate=1e-4
+method: pretrain
+
+model:
+  name: builtin:tiny?init=random  # fresh weights; name a Hub id or folder to continue from its weights
+
+data:
+  train:
+    - path: builtin:text          # your file, folder, glob or Hub data set; txt: one document a line (text_unit)
+      limit: 5000
+  eval: {fraction: 0.02}
+  max_length: 256                 # longer documents are cut into several rows, nothing is lost
+  packing: true                   # several documents in a row
+
+train:
+  max_steps: 100                  # or epochs
+  batch_size: 16                  # GLOBAL, in packed rows
+  learning_rate: 2e-3
+  weight_decay: 0.1
+  adam_beta2: 0.95
+  seed: 42
+
+eval:
+  every: 0.25
+"""
+"""What `tunekit init pretrain` writes."""
+
 
 class Config(Block):
     """The `pretrain:` block. What pretrain needs is in the shared blocks."""

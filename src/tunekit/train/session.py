@@ -88,6 +88,8 @@ class Session:
         self.outcome.seconds[name] = round(self.outcome.seconds.get(name, 0.0) + time.perf_counter() - started, 3)
 
     def _trainer(self, loaded: Loaded) -> Any:
+        from transformers import PrinterCallback
+
         recipe = self.plan.recipe
         self.outcome.model = {
             "name": recipe.model.name,
@@ -104,6 +106,7 @@ class Session:
             self.prepared.dataset("eval"),
             staging,
         )
+        trainer.remove_callback(PrinterCallback)  # the screen and metrics.jsonl say it
         trainer.attend(self.folder.path, recipe.train.keep_checkpoints, {
             "data": self.prepared.facts["fingerprint"], "plan": self.plan.hash, "versions": library_versions(),
         })  # fmt: skip
@@ -126,7 +129,8 @@ class Session:
         with self._phase("evaluating"):
             if self.rank == 0:
                 self.screen.say(f"evaluating the {what}")
-                model = trainer.accelerator.unwrap_model(trainer.model)
+                # without the mixed-precision wrapper: base and tuned model are measured in the same arithmetic
+                model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
                 tokenizer = self.inputs.tokenizer
                 stops = stop_ids(tokenizer, model, self.inputs.turn_end)
                 results = evaluate_model(model, tokenizer, items, self.plan.recipe.eval, self.screen, stop_ids=stops)

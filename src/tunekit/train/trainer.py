@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tunekit.core.errors import DivergedError
+from tunekit.train.batches import EpochBatches, EpochLoader
 from tunekit.train.checkpoint import put_in_place, rotate
 
 if TYPE_CHECKING:
@@ -62,20 +63,73 @@ class TunekitTrainer:
             )
         return loss
 
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Logs values as they are.
+    def get_train_dataloader(self) -> Any:
+        """Batches that depend on seed and epoch alone; a stream keeps Trainer's own loader."""
+        rows, args = self.train_dataset, self.args  # type: ignore[attr-defined]
+        if not hasattr(rows, "__len__"):
+            return super().get_train_dataloader()  # type: ignore[misc]
+        accelerator = self.accelerator  # type: ignore[attr-defined]
+        micro, world = args.per_device_train_batch_size, accelerator.num_processes
+        batches = EpochBatches(
+            rows["length"][:],
+            global_batch=micro * world * args.gradient_accumulation_steps,
+            micro_batch=micro,
+            rank=accelerator.process_index,
+            world=world,
+            order=args.train_sampling_strategy,
+            seed=args.data_seed,
+        )
+        workers = args.dataloader_num_workers
+        return EpochLoader(
+            rows,
+            batches,
+            collate_fn=self.data_collator,  # type: ignore[attr-defined]
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=args.dataloader_pin_memory,
+        )
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The gradient norm before clipping.
 
         Raises:
-            DivergedError: the gradient norm is not finite.
+            DivergedError: it is not finite; the optimizer has not stepped.
         """
-        norm = logs.get("grad_norm")
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
         if norm is not None and not math.isfinite(norm):
             raise DivergedError(
-                f"the gradient norm of step {self.state.global_step} is {norm}",
-                where=f"step {self.state.global_step}",
-                fix="lower train.learning_rate, or use precision: bf16 or fp32",
+                f"the gradient norm of step {self.state.global_step + 1} is {float(norm)}",
+                where=f"step {self.state.global_step + 1}",
+                fix="lower train.learning_rate, or use precision: bf16 or fp32; checkpoints before this step are whole",
             )
-        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+        return norm
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """The mean loss over all trained tokens of the held-out rows, whatever the batches and the number of ranks.
+
+        Each rank takes every world-size-th row, so none is seen twice; Trainer's own loop averages batch means.
+        """
+        import torch
+        from torch.utils.data import DataLoader, Subset
+
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset  # type: ignore[attr-defined]
+        accelerator = self.accelerator  # type: ignore[attr-defined]
+        mine = Subset(rows, range(accelerator.process_index, len(rows), accelerator.num_processes))
+        loader = DataLoader(mine, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)  # type: ignore[attr-defined]
+        model = accelerator.unwrap_model(self.model)
+        model.eval()
+        total = torch.zeros(2, dtype=torch.float64)
+        with torch.no_grad():
+            for batch in loader:
+                inputs = self._prepare_inputs(batch)  # type: ignore[attr-defined]
+                count = int((inputs["labels"][:, 1:] >= 0).sum())
+                total += torch.tensor([float(self.compute_loss(model, inputs)) * count, count], dtype=torch.float64)
+        model.train()
+        total = accelerator.reduce(total.to(accelerator.device), "sum")
+        metrics = {f"{metric_key_prefix}_loss": float(total[0] / total[1])}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[attr-defined]
+        return metrics
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Writes a checkpoint into the staging folder, then puts it in place as a whole."""
@@ -112,7 +166,7 @@ class Reporter(TrainerCallback):
             return
         now = time.perf_counter()
         values = {"step": state.global_step, "total_steps": state.max_steps, "epoch": state.epoch or 0.0}
-        values |= {name: value for name, value in logs.items() if name in _REPORTED or name.startswith("eval_")}
+        values |= {name: value for name, value in logs.items() if name in _REPORTED}
         if "loss" in logs:
             values |= self._rates(args.world_size, now)
         if "loss" in values or "eval_loss" in values:
@@ -131,7 +185,9 @@ class Reporter(TrainerCallback):
         return rates
 
 
-_REPORTED = frozenset({"loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy", "epoch"})
+_REPORTED = frozenset(
+    {"loss", "eval_loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy"}
+)
 
 
 def memory_bytes() -> int:

@@ -87,9 +87,9 @@ def check_encoding(name: str) -> None:
         UserError: unknown; the nearest known name is given.
     """
     try:
-        b"".decode(name)
+        "a".encode(name)
         codecs.getincrementaldecoder(name)
-    except LookupError as error:
+    except (LookupError, UnicodeError) as error:
         close = nearest(name.lower(), COMMON_ENCODINGS)
         fix = f"did you mean '{close}'?" if close else f"for example: {', '.join(COMMON_ENCODINGS)}"
         raise UserError(f"'{name}' is not a text encoding", fix=fix) from error

@@ -27,13 +27,15 @@ def read(file: InputFile) -> Iterator[Record]:
         with _seekable(file) as handle:
             for batch in _batches(file, handle):
                 _unique(file, batch.schema.names)
+                batch.validate(full=True)  # wrong offsets in a damaged file would otherwise crash the process
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
     except PermissionError as error:
         raise MachineError(f"cannot read the file: {error.strerror}", where=file.shown) from error
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        what = f"not a readable {file.container} file (row {number + 1}): {str(error).splitlines()[0][:200]}"
+    except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        what = f"not a readable {file.container} file (row {number + 1}): {reason}"
         fix = "write or fetch the file again, or name what it is (`container`)"
         raise DataError(what, where=file.shown, fix=fix) from error
 

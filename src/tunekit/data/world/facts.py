@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tunekit.data.world.dice import Dice, Key, draw_on_side
+from tunekit.data.world.dice import Dice, Key, draw_on_side, is_held_out
 from tunekit.data.world.words import COLOURS, PEOPLE, PLACES, THINGS, VERBS, Language, Verb, Word
 
 Atom = Word | Verb
@@ -219,14 +219,20 @@ class Relation:
         return self.build(*draw_on_side(held_out, lambda: self._atoms(dice), self._key))
 
     def spoil(self, dice: Dice, held_out: bool, fact: Fact, kind: str) -> Fact:
-        """The same fact but for another answer to the problem of this kind, on the wanted side of the split."""
+        """The same fact but for another answer to the problem of this kind, on the wanted side of the split.
+
+        Of a held-out fact all such variants may be trained ones; then it is another fact altogether.
+        """
         place = self.answers[kind]
-        others = [atom for atom in self.pools[place] if atom != fact.words[place]]
-
-        def make() -> tuple[Atom, ...]:
-            return (*fact.words[:place], dice.pick(others), *fact.words[place + 1 :])
-
-        return self.build(*draw_on_side(held_out, make, self._key))
+        before, after = fact.words[:place], fact.words[place + 1 :]
+        others = [(*before, atom, *after) for atom in self.pools[place] if atom != fact.words[place]]
+        fitting = [words for words in others if is_held_out(*self._key(words)) == held_out]
+        if fitting:
+            return self.build(*dice.pick(fitting))
+        other = fact
+        while other.names & fact.names:
+            other = self.draw(dice, held_out)
+        return other
 
     def _atoms(self, dice: Dice) -> tuple[Atom, ...]:
         return tuple(dice.pick(pool) for pool in self.pools)
