@@ -1,5 +1,7 @@
 """Golden label masks, written by hand: the text each template must give, with ⟦ ⟧ around the trained characters."""
 
+# ruff: noqa: E501 (a golden is read as a whole)
+
 from render_for_tests import call, said, tool
 
 from tunekit.core.types import Example

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from sources_for_tests import Source, read, write
+from sources_for_tests import Source, arrow, read, write
 
 from tunekit.core.errors import DataError
 from tunekit.core.types import BadRow, Row
@@ -215,6 +215,7 @@ FILES = {
     "damaged parquet": broken("a.parquet", b"PAR1" + b"\0" * 100 + b"PAR1", "a.parquet", "not a readable parquet"),
     "cut parquet": broken("a.parquet", parquet(pa.table({"a": list(range(1000))}))[:-20], "a.parquet", "parquet"),
     "damaged arrow": broken("a.arrow", b"ARROW1\0\0" + b"x" * 50, "a.arrow", "not a readable arrow"),
+    "damaged arrow stream": broken("a.arrow", b"\xff" * 40, "a.arrow", "no end mark"),
     "unknown suffix": broken("a.dat", GOOD, "a.dat", "does not tell", "container"),
 }
 FILES["cp1252"].content = b"ok\n" + b"und M" + GERMAN[5:].encode("cp1252")
@@ -246,3 +247,12 @@ def test_rows_before_a_cut_are_read_and_the_cut_is_still_told(tmp_path):
     assert next(rows).value == {"n": 0}
     with pytest.raises(DataError, match="cut off"):
         list(rows)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "file.arrow", "stream.arrow"])
+def test_no_cut_table_is_read_as_if_it_were_whole(name, tmp_path):
+    kinds = {"file.arrow": pa.ipc.new_file, "stream.arrow": pa.ipc.new_stream}
+    data = arrow(kinds[name]) if name in kinds else parquet(pa.table({"a": ["x", "y"]}))
+    for end in range(len(data)):
+        with pytest.raises(DataError):
+            read(tmp_path, write(tmp_path, name, data[:end]))

@@ -1,4 +1,4 @@
-"""The label mask against goldens written by hand, and against what each template must train for random conversations."""
+"""The label mask against goldens written by hand, and against what each template must train in random conversations."""
 
 import random
 from dataclasses import replace
@@ -89,8 +89,11 @@ def test_prompt_is_a_prefix(name):
     assert renderer.facts().prefix_preserving
 
 
-FRAGMENTS = ["yes", "no ", " ", "\n", "你好", "🙂", "assistant\n", "[/INST]", "[INST]", "user", "</s>", "<|im_end|>", "<|im_start|>assistant\n",
-             "<end_of_turn>\n", "<|eot_id|>", "{{ x }}", "{% raw %}", "tkhold0n0z", "tksentinel0q", "<s>", "\t", "model\n", ""]  # fmt: skip
+FRAGMENTS = [
+    "yes", "no ", " ", "\n", "你好", "🙂", "assistant\n", "[/INST]", "[INST]", "user", "</s>", "<|im_end|>", "<s>", "\t",
+    "<|im_start|>assistant\n", "<end_of_turn>\n", "<|eot_id|>", "{{ x }}", "{% raw %}", "tkhold0n0z", "tksentinel0q",
+    "model\n", "",
+]  # fmt: skip
 EXPECTED = {
     "chatml": lambda c: c + "<|im_end|>",
     "marked": lambda c: c + "<|im_end|>",
@@ -141,7 +144,7 @@ def test_a_tool_result_inside_the_turn_is_not_trained():
     """gpt-oss style: the call ends with a token of its own, the result with the one that ends answers."""
     source = (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
-        "{% if m.tool_calls %}{{ m.tool_calls[0].function.name + '<|eot_id|>' }}{% else %}{{ '<|im_end|>' }}{% endif %}{% endfor %}"
+        "{{ m.tool_calls[0].function.name + '<|eot_id|>' if m.tool_calls else '<|im_end|>' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     turns = ("user", "Sum?"), ("assistant", "", {"tool_calls": (call("add"),)}), ("tool", "3"), ("assistant", "3")
@@ -164,7 +167,10 @@ def test_what_the_template_leaves_out_is_refused():
 
 
 def test_a_template_without_end_tokens_has_no_turn_ends():
-    source = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    source = (
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
     tokenizer = byte_level()
     rendered = Renderer(tokenizer, source).render(CASES["multi"])
     assert [rendered.text[b:e] for b, e in rendered.trained] == ["Hello!", "See you."]
@@ -195,8 +201,10 @@ def test_stripped_reasoning_of_earlier_turns():
     """Reasoning shown for the last turn only, and a generation prompt that opens it: no prompt is a prefix."""
     source = (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
-        "{% if m.role == 'assistant' and loop.last %}{{ '<think>\n' + (m.reasoning_content or '') + '\n</think>\n' }}{% endif %}"
-        "{{ m.content + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+        "{% if m.role == 'assistant' and loop.last %}"
+        "{{ '<think>\n' + (m.reasoning_content or '') + '\n</think>\n' }}{% endif %}"
+        "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
     )
     turns = (
         ("user", "a"),

@@ -12,10 +12,12 @@ from tunekit.data.render import Renderer, message_dict
 
 FOLDER = Path(find_spec("trl").origin).parent / "chat_templates"
 CONTROL = (
-    "<|begin_of_text|>", "<|end_of_text|>", "<|endoftext|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|observation|>",
-    "<|start|>", "<|message|>", "<|channel|>", "<|call|>", "<|return|>", "<|turn>", "<turn|>", "<|tool_call>", "<tool_call|>",
-    "<|tool_response>", "<tool_response|>", "<|channel>", "<channel|>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>",
-    "<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|USER_TOKEN|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>",
+    "<|begin_of_text|>", "<|end_of_text|>", "<|endoftext|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>",
+    "<|observation|>", "<|start|>", "<|message|>", "<|channel|>", "<|call|>", "<|return|>", "<|turn>", "<turn|>",
+    "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", "<|channel>", "<channel|>",
+    "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>",
+    "<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|USER_TOKEN|>",
+    "<|eot|>", "<|eom|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>",
 )  # fmt: skip
 SUM = (
     ("user", "1+2?"),
@@ -71,13 +73,15 @@ def test_masks_agree(name, case):
     try:
         rendered = Renderer(tokenizer(), source(name)).render(EXAMPLES[case])
     except RowError as error:
-        assert not (name.removesuffix("_training") in EASY and case in ("single", "turns")), error
+        if name.removesuffix("_training") in EASY and case in ("single", "turns"):
+            raise
         pytest.skip(str(error))
     encoded = RowEncoder(tokenizer()).encode([rendered])[0]
     ids, mask = masks(name, EXAMPLES[case])
     assert list(encoded.input_ids) == ids
     assert list(encoded.trained) == mask
-    assert len(encoded.turn_ends) == len(rendered.turns) or name.startswith(("lfm", "smol", "idefics"))
+    assert len(encoded.turn_ends) == len(rendered.turns)
+    assert all(encoded.trained[at] for at in encoded.turn_ends)
 
 
 @pytest.mark.parametrize("case", EXAMPLES)
@@ -104,8 +108,10 @@ def test_the_unmarked_original_gives_the_same(name, case):
 def test_what_others_say_is_never_trained(name):
     """Any installed template either refuses the conversation or trains no word of the user's or a tool's."""
     turns = (
-        ("user", "qqq"), ("assistant", "aaa one"), ("user", "qqq two"), ("assistant", "", {"tool_calls": (call("add", a=1),)}),
-        ("tool", "73qqq", {"name": "add", "tool_call_id": "call00001"}), ("assistant", "aaa three"), ("user", "qqq"), ("assistant", "aaa end"),
+        ("user", "qqq"), ("assistant", "aaa one"), ("user", "qqq two"),
+        ("assistant", "", {"tool_calls": (call("add", a=1),)}),
+        ("tool", "73qqq", {"name": "add", "tool_call_id": "call00001"}), ("assistant", "aaa three"),
+        ("user", "qqq"), ("assistant", "aaa end"),
     )  # fmt: skip
     for example in (Example(said(*turns), (tool("add"),)), Example(said(*turns[:3], turns[-1]))):
         try:

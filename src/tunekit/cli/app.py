@@ -28,7 +28,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", "-V", help="Show the version.", callback=_version, is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", "-V", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Options of the program itself."""
 
@@ -36,7 +38,9 @@ def _options(
 data.app.add_typer(cache.app, name="cache", help="Prepared data that is kept for the next run.")
 train.register(app)
 recipe.register(app)
-app.add_typer(data.app, name="data", help="Look at data as the model will see it.", rich_help_panel="Look before you train")
+app.add_typer(
+    data.app, name="data", help="Look at data as the model will see it.", rich_help_panel="Look before you train"
+)
 app.add_typer(runs.app, name="runs", help="Look at finished and running runs.", rich_help_panel="Look back")
 doctor.register(app)
 

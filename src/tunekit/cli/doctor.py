@@ -44,7 +44,11 @@ def doctor(debug: Debug = False) -> None:
         if not any(state == "missing" for state, _, _ in lines):
             lines += _machine()
         lines += _extras()
-        signs = {"ok": typer.style("ok", fg="green"), "note": typer.style("--", fg="yellow"), "missing": typer.style("NO", fg="red")}
+        signs = {
+            "ok": typer.style("ok", fg="green"),
+            "note": typer.style("--", fg="yellow"),
+            "missing": typer.style("NO", fg="red"),
+        }
         for state, name, words in lines:
             typer.echo(f"{signs[state]}  {name:<14} {words}")
         if any(state == "missing" for state, _, _ in lines):
@@ -70,9 +74,17 @@ def _machine() -> Iterator[Line]:
     from tunekit.plan.hardware import probe
 
     hardware = probe()
-    yield "ok", "processor", f"{hardware.cpu}; this process may use {hardware.cores} cores, so that is the number of threads"
+    yield (
+        "ok",
+        "processor",
+        f"{hardware.cpu}; this process may use {hardware.cores} cores, so that is the number of threads",
+    )
     yield "ok", "memory", f"{hardware.memory / 1e9:.1f} GB"
-    yield ("ok" if hardware.cpu_bf16 else "note"), "CPU bfloat16", "in hardware" if hardware.cpu_bf16 else "not in hardware: fp32 is used"
+    yield (
+        ("ok" if hardware.cpu_bf16 else "note"),
+        "CPU bfloat16",
+        "in hardware" if hardware.cpu_bf16 else "not in hardware: fp32 is used",
+    )
     if not hardware.gpus:
         yield "note", "GPU", "none: training runs on the CPU, in fp32"
     for index, gpu in enumerate(hardware.gpus):
@@ -81,4 +93,8 @@ def _machine() -> Iterator[Line]:
     yield ("ok" if free > LOW_DISK else "note"), "disk", f"{free / 1e9:.1f} GB free here"
     yield "ok", "data cache", str(cache.root())
     offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", "")
-    yield ("note" if offline else "ok"), "Hub", "offline (HF_HUB_OFFLINE is set)" if offline else "reached when a recipe names a Hub id"
+    yield (
+        ("note" if offline else "ok"),
+        "Hub",
+        "offline (HF_HUB_OFFLINE is set)" if offline else "reached when a recipe names a Hub id",
+    )

@@ -28,7 +28,9 @@ def register(app: typer.Typer) -> None:
 
 def init(
     method: Annotated[str, typer.Argument(help="The training method: " + ", ".join(METHODS.names) + ".")] = "sft",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write it; default: the screen.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to write it; default: the screen.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Write a commented recipe that works as it is.
@@ -54,7 +56,8 @@ def init(
 
 
 def schema(
-    method: Annotated[str | None, typer.Option("--method", "-m", help="Only this method's recipes.")] = None, debug: Debug = False
+    method: Annotated[str | None, typer.Option("--method", "-m", help="Only this method's recipes.")] = None,
+    debug: Debug = False,
 ) -> None:
     """Print the JSON Schema of recipes, for editors.
 
@@ -119,14 +122,20 @@ def describe(plan: Plan, facts: dict[str, Any]) -> list[tuple[str, str]]:
         steps = round(-(-facts["examples"] // plan.examples_per_step) * (recipe.train.epochs or 1))
     adapter = recipe.adapter_block
     hardware = plan.hardware
-    device = ", ".join(gpu.name for gpu in hardware.gpus) or f"{hardware.cpu}, {hardware.cores} cores, {plan.threads} threads a process"
+    device = (
+        ", ".join(gpu.name for gpu in hardware.gpus)
+        or f"{hardware.cpu}, {hardware.cores} cores, {plan.threads} threads a process"
+    )
     filled = f", packed {facts['filled']:.1%} full" if facts["filled"] else ""
     batch = f"{plan.examples_per_step} = {plan.processes} process(es) x {plan.micro_batch_size} x {plan.accumulation} accumulated"
     return [
         ("method", f"{plan.method}: {METHODS.help(plan.method)}"),
         ("model", f"{recipe.model.name} in {plan.weights_dtype}"),
         ("adapter", "none (full fine-tuning)" if adapter is None else adapter.kind),
-        ("examples", f"{facts['examples']:,} to train ({facts['tokens']:,} tokens{filled}), {facts['eval_examples']:,} held out"),
+        (
+            "examples",
+            f"{facts['examples']:,} to train ({facts['tokens']:,} tokens{filled}), {facts['eval_examples']:,} held out",
+        ),
         ("global batch", batch),
         ("steps", f"{steps:,}"),
         ("learning rate", f"{recipe.train.learning_rate:g}, {recipe.train.schedule}, warm-up {recipe.train.warmup:g}"),

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 RecipePath = Annotated[Path, typer.Argument(help="The recipe.", metavar="RECIPE.yaml")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", help="Override a key, for example [bold]--set train.learning_rate=1e-4[/bold].", metavar="KEY=VALUE"),
+    typer.Option(
+        "--set",
+        "-s",
+        help="Override a key, for example [bold]--set train.learning_rate=1e-4[/bold].",
+        metavar="KEY=VALUE",
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show only warnings and errors.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout, for programs.")]

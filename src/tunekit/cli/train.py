@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +14,12 @@ from tunekit.core.registry import METHODS
 if TYPE_CHECKING:
     from tunekit.runs.record import Record
 
-Processes = Annotated[int | None, typer.Option("--processes", "-n", min=1, help="Run on N processes (DDP).", metavar="N")]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="Run folder; it must be new or empty.", metavar="DIR")]
+Processes = Annotated[
+    int | None, typer.Option("--processes", "-n", min=1, help="Run on N processes (DDP).", metavar="N")
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Run folder; it must be new or empty.", metavar="DIR")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +34,7 @@ def register(app: typer.Typer) -> None:
         app.command(method, help=help_line, epilog=epilog, rich_help_panel="Train")(_command(method))
 
 
-def _command(method: str) -> object:
+def _command(method: str) -> Callable[..., None]:
     def command(
         recipe: RecipePath,
         overrides: Overrides = None,
@@ -46,7 +51,14 @@ def _command(method: str) -> object:
 
 
 def train(
-    method: str, path: Path, overrides: list[str] | None, processes: int | None, output: Path | None, *, quiet: bool, json: bool
+    method: str,
+    path: Path,
+    overrides: list[str] | None,
+    processes: int | None,
+    output: Path | None,
+    *,
+    quiet: bool,
+    json: bool,
 ) -> None:
     """Reads the recipe, resolves the plan, makes the run and shows what came of it."""
     from tunekit.runs.screen import make_screen

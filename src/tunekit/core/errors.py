@@ -38,7 +38,9 @@ class TunekitError(Exception):
         return self.problems[0].fix
 
     def __str__(self) -> str:
-        return "\n".join(" ".join(part for part in (f"{p.where}:" if p.where else "", p.what) if part) for p in self.problems)
+        return "\n".join(
+            " ".join(part for part in (f"{p.where}:" if p.where else "", p.what) if part) for p in self.problems
+        )
 
 
 class UserError(TunekitError):

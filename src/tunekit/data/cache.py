@@ -101,15 +101,21 @@ def kept(folder: Path) -> list[Kept]:
 
 def changed_parts(key: Key, other: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The parts in which two keys differ, with a short description of the difference."""
-    return [(name, _difference(other.get(name), value)) for name, value in key.parts.items() if other.get(name) != value]
+    return [
+        (name, _difference(other.get(name), value)) for name, value in key.parts.items() if other.get(name) != value
+    ]
 
 
 def _difference(old: Any, new: Any, path: str = "") -> str:
     if isinstance(old, dict) and isinstance(new, dict):
         names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-        return "; ".join(_difference(old.get(name), new.get(name), f"{path}.{name}" if path else name) for name in names)
+        return "; ".join(
+            _difference(old.get(name), new.get(name), f"{path}.{name}" if path else name) for name in names
+        )
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return "; ".join(_difference(a, b, f"{path}[{i}]") for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b)
+        return "; ".join(
+            _difference(a, b, f"{path}[{i}]") for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b
+        )
 
     def short(value: Any) -> str:
         text = json.dumps(value, ensure_ascii=False)

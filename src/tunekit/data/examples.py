@@ -30,7 +30,8 @@ class ExampleReader:
     def fingerprint(self, sources: Sequence[SourceBlock]) -> list[dict[str, Any]]:
         """What identifies the sources' content and reading: files with size and sha256, and the source's own keys."""
         return [
-            {**source.model_dump(mode="json", exclude={"path"}), "files": fingerprint(source, self.base)} for source in sources
+            {**source.model_dump(mode="json", exclude={"path"}), "files": fingerprint(source, self.base)}
+            for source in sources
         ]
 
     def examples(self, sources: Sequence[SourceBlock]) -> Iterator[tuple[Origin, Example | str]]:

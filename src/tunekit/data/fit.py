@@ -92,7 +92,9 @@ class Fitter:
             return Encoding(encoded.text, size, lost="longer than data.max_length", detail=words, overlong=True)
         if not any(encoded.trained[1:limit]):
             words = f"{size:,} tokens, the answer begins after {encoded.prompt_tokens:,}, {limit:,} are allowed"
-            return Encoding(encoded.text, size, lost="no trained token within data.max_length", detail=words, overlong=True)
+            return Encoding(
+                encoded.text, size, lost="no trained token within data.max_length", detail=words, overlong=True
+            )
         row = self._row(encoded, 0, min(size, limit))
         row |= {"prompt": _shown_prompt(example), "reference": example.messages[-1].content}
         return Encoding(encoded.text, size, (row,))
@@ -100,7 +102,10 @@ class Fitter:
     @staticmethod
     def _row(encoded: Encoded, begin: int, end: int) -> dict[str, Any]:
         ids, trained = encoded.input_ids[begin:end], encoded.trained[begin:end]
-        labels = [token if known and position else IGNORED for position, (token, known) in enumerate(zip(ids, trained, strict=True))]
+        labels = [
+            token if known and position else IGNORED
+            for position, (token, known) in enumerate(zip(ids, trained, strict=True))
+        ]
         return {
             "length": len(ids),
             "input_ids": list(ids),

@@ -67,7 +67,9 @@ class Gate:
         problems = []
         for fault, rows in self.found.items():
             more = f" and {len(rows) - SHOWN:,} more" if len(rows) > SHOWN else ""
-            problems.append(Problem(f"{fault} ({len(rows):,} rows)", ", ".join(rows[:SHOWN]) + more, _FIXES.get(fault, "")))
+            problems.append(
+                Problem(f"{fault} ({len(rows):,} rows)", ", ".join(rows[:SHOWN]) + more, _FIXES.get(fault, ""))
+            )
         if problems:
             first = problems[0]
             raise DataError(first.what, where=first.where, fix=first.fix, problems=problems[1:])

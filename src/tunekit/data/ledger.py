@@ -174,6 +174,11 @@ class Ledger:
                              row["trained_tokens"], row["lost_tokens"]))  # fmt: skip
         return ledger
 
+    def extend(self, other: Ledger) -> None:
+        """Adds all rows of another ledger."""
+        for entry in other:
+            self.add(entry)
+
     def check(self, max_drop_rate: float) -> None:
         """Refuses a split that lost more rows than allowed, or that kept none.
 
@@ -191,5 +196,3 @@ class Ledger:
                 )
             if not kept:
                 raise DataError(f"no {split} row is left of {rows:,}", fix="see the ledger's reasons")
-        if "train" not in self.summary():
-            raise DataError("there is no training row", fix="check data.train, and whether data.eval takes everything")

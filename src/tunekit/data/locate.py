@@ -113,8 +113,11 @@ class Locator:
         stop = self._stop_by_prefix(text, messages, index, start)
         if stop is None and region is not None and region.exact_end and region.end <= limit:
             stop = self.stop_after(text, region.end)
-        if stop is None or not all(name in text[start : stop[0]] for name in called(messages[index])):
-            raise RowError(f"{named(index)}: the chat template does not tell where its tool calls end")
+        names = called(messages[index])
+        if stop is None or not all(name in text[start : stop[0]] for name in names):
+            lost = not all(name in text[start:] for name in names)
+            words = "write its tool calls" if lost else "tell where its tool calls end"
+            raise RowError(f"{named(index)}: the chat template does not {words}")
         return Turn(index, ((start, stop[1]),), stop)
 
     def _start(self, text: str, messages: Dicts, index: int, region: Region | None) -> int:

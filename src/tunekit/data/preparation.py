@@ -54,10 +54,12 @@ class Preparation:
         """
         rows = self.folder / "rows.arrow"
         with ArrowWriter(rows, row_schema()) as writer:
-            self._read("train", self.recipe.data.train, writer)
+            self._read("train", () if self.recipe.data.streaming else self.recipe.data.train, writer)
             self._read("eval", eval_sources(self.recipe), writer)
         self.ledger.hold_out(self._held_out())
         self.ledger.check(self.recipe.data.max_drop_rate)
+        if "train" not in self.ledger.summary() and not self.recipe.data.streaming:
+            raise DataError("there is no training row", fix="check data.train")
         facts = self._write_final(RowFile(rows))
         rows.unlink()
         self.ledger.save(self.folder / "ledger.parquet")
@@ -135,7 +137,9 @@ class Preparation:
     def _write_final(self, rows: RowFile) -> dict[str, Any]:
         """Writes the train and eval files through the gate; returns counts of what was written."""
         gate = Gate(self.fitter.facts.vocabulary, self.fitter.facts.bos_id, self.fitter.expects_end)
-        gate.overlap((str(self.ledger[held].origin), str(self.ledger[trained].origin)) for held, trained in self.overlaps)
+        gate.overlap(
+            (str(self.ledger[held].origin), str(self.ledger[trained].origin)) for held, trained in self.overlaps
+        )
         numbers, lengths = rows.column("number"), rows.column("length")
         held_out = [i for i, n in enumerate(numbers) if self.ledger.split(n) == "eval"]
         out = set(held_out)
@@ -144,12 +148,13 @@ class Preparation:
         groups: Sequence[Sequence[int]] = [[i] for i in train]
         if self.recipe.data.packing:
             groups = [[train[i] for i in row] for row in best_fit([lengths[i] for i in train], capacity)]
-        self._write("train", rows, groups, gate)
+        if not self.recipe.data.streaming:
+            self._write("train", rows, groups, gate)
         if held_out:
             self._write("eval", rows, [[i] for i in held_out], gate)
         gate.close()
         tokens = sum(lengths[i] for i in train)
-        filled = tokens / (len(groups) * capacity) if self.recipe.data.packing else None
+        filled = tokens / (len(groups) * capacity) if self.recipe.data.packing and groups else None
         return {"examples": len(groups), "eval_examples": len(held_out), "tokens": tokens, "filled": filled}
 
     def _write(self, split: Split, rows: RowFile, groups: Sequence[Sequence[int]], gate: Gate) -> None:

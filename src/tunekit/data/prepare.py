@@ -37,7 +37,7 @@ class Prepared:
         return self.folder / "ledger.parquet"
 
     def dataset(self, split: Split) -> Dataset | None:
-        """The final examples, memory-mapped; None when nothing is held out."""
+        """The final examples, memory-mapped; None when there are none (nothing held out, or a stream)."""
         from datasets import Dataset
 
         path = self.folder / f"{split}.arrow"
@@ -49,7 +49,7 @@ def data_key(recipe: Recipe, reader: ExampleReader, fitter: Fitter) -> cache.Key
     data = recipe.data
     held_out = data.eval.model_dump(mode="json") if isinstance(data.eval, EvalSplit) else "named sources"
     return cache.Key({
-        "rows": {"train": reader.fingerprint(data.train), "eval": reader.fingerprint(eval_sources(recipe))},
+        "rows": {"train": [] if data.streaming else reader.fingerprint(data.train), "eval": reader.fingerprint(eval_sources(recipe))},
         "tokenizer": fitter.facts.tokenizer_hash,
         "template": fitter.template_hash,
         "mask": data.loss_on,

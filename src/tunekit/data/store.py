@@ -63,7 +63,9 @@ class ArrowWriter:
         self._stream.write_batch(pa.RecordBatch.from_pylist(self.pending, schema=self.schema))
         self.pending.clear()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None and self.pending:
             self._flush()
         self._stream.close()

@@ -57,10 +57,17 @@ def _base(plan: Plan, dtype: torch.dtype) -> PreTrainedModel:
     with hub_errors(name):
         try:
             return AutoModelForCausalLM.from_pretrained(
-                name.location, revision=block.revision, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
+                name.location,
+                revision=block.revision,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                **options,
             )
         except ImportError as error:
-            raise MachineError(str(error).strip().splitlines()[0], where="model", fix="`tunekit doctor` shows what is missing") from error
+            raise MachineError(
+                str(error).strip().splitlines()[0], where="model", fix="`tunekit doctor` shows what is missing"
+            ) from error
 
 
 def _with_adapter(model: PreTrainedModel, config: Any, plan: Plan) -> PreTrainedModel:
@@ -77,7 +84,9 @@ def _with_adapter(model: PreTrainedModel, config: Any, plan: Plan) -> PreTrained
     try:
         wrapped = get_peft_model(model, config)
     except ValueError as error:
-        raise UserError(f"the adapter does not fit the model: {error}", where="adapter", fix="change adapter.targets") from error
+        raise UserError(
+            f"the adapter does not fit the model: {error}", where="adapter", fix="change adapter.targets"
+        ) from error
     for adapter in wrapped.peft_config.values():
         adapter.base_model_name_or_path = plan.recipe.model.name  # not the place where this machine keeps it
         adapter.revision = plan.recipe.model.revision

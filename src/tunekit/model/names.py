@@ -44,7 +44,11 @@ def resolve_name(text: str) -> ModelName:
     path = Path(text).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
-            raise UserError(f"'{text}' holds no model (no config.json)", where="model.name", fix="name a folder saved by transformers")
+            raise UserError(
+                f"'{text}' holds no model (no config.json)",
+                where="model.name",
+                fix="name a folder saved by transformers",
+            )
         return ModelName(text, "local", str(path))
     if path.is_file():
         raise UserError(f"'{text}' is a file", where="model.name", fix="name the folder that holds config.json")
@@ -69,7 +73,9 @@ def _builtin(text: str) -> ModelName:
         if key not in allowed:
             raise UserError(f"builtin:{name} has no option '{key}'", where="model.name", fix=did_you_mean(key, allowed))
         if key == "arch" and value not in ARCHITECTURES:
-            raise UserError(f"unknown architecture '{value}'", where="model.name", fix=did_you_mean(value, ARCHITECTURES))
+            raise UserError(
+                f"unknown architecture '{value}'", where="model.name", fix=did_you_mean(value, ARCHITECTURES)
+            )
         if key not in ("arch", "init") and not (value.isdigit() and int(value) > 0):
             raise UserError(f"'{key}' must be a whole number >= 1; it is '{value}'", where="model.name")
     if options.get("init", "trained") not in ("trained", "random"):

@@ -28,10 +28,14 @@ def hub_errors(name: ModelName) -> Iterator[None]:
                 where="model.name",
                 fix="check the id, the network, and `hf auth login` for gated models; or name a local folder",
             ) from error
-        raise UserError(f"the model folder cannot be read: {first}", where=name.text, fix="save it again with save_pretrained") from error
+        raise UserError(
+            f"the model folder cannot be read: {first}", where=name.text, fix="save it again with save_pretrained"
+        ) from error
     except (ValueError, KeyError) as error:
         text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        fix = "remote code is never run: use a model that transformers knows" if "trust_remote_code" in str(error) else ""
+        fix = (
+            "remote code is never run: use a model that transformers knows" if "trust_remote_code" in str(error) else ""
+        )
         raise UserError(f"transformers cannot load '{name.text}': {text}", where="model.name", fix=fix) from error
 
 
@@ -57,7 +61,9 @@ def load_tokenizer(block: ModelBlock) -> PreTrainedTokenizerBase:
             fix="exact label masks need a fast tokenizer (tokenizer.json)",
         )
     if tokenizer.eos_token is None:
-        raise UserError(f"the tokenizer of '{name.text}' has no EOS token", where="model.tokenizer", fix="name another tokenizer")
+        raise UserError(
+            f"the tokenizer of '{name.text}' has no EOS token", where="model.tokenizer", fix="name another tokenizer"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -78,7 +84,9 @@ def random_config(name: ModelName) -> PretrainedConfig:
     """The configuration of a ``builtin:random`` model: a small decoder of the named architecture."""
     from transformers import AutoConfig, AutoTokenizer
 
-    shape = {"layers": 2, "hidden": 64, "length": 2048} | {key: int(v) for key, v in name.shape.items() if key != "arch"}
+    shape = {"layers": 2, "hidden": 64, "length": 2048} | {
+        key: int(v) for key, v in name.shape.items() if key != "arch"
+    }
     architecture = name.shape.get("arch", "llama")
     tokenizer = AutoTokenizer.from_pretrained(name.location)
     heads = shape.get("heads", max(1, shape["hidden"] // 32))

@@ -76,4 +76,6 @@ class Plan(Block):
         try:
             return cls.model_validate_json(text)
         except ValueError as error:
-            raise UserError("not a plan of this version of tunekit", where=str(path), fix=str(error).splitlines()[0]) from None
+            raise UserError(
+                "not a plan of this version of tunekit", where=str(path), fix=str(error).splitlines()[0]
+            ) from None

@@ -81,12 +81,18 @@ def _missing(recipe: Recipe, hardware: Hardware) -> list[Problem]:
             )
     if "8bit" in recipe.train.optimizer and importlib.util.find_spec("bitsandbytes") is None:
         problems.append(
-            Problem(f"optimizer '{recipe.train.optimizer}' needs bitsandbytes", "train.optimizer", "pip install 'tunekit[bnb]'")
+            Problem(
+                f"optimizer '{recipe.train.optimizer}' needs bitsandbytes",
+                "train.optimizer",
+                "pip install 'tunekit[bnb]'",
+            )
         )
     if recipe.train.precision == "fp16" and not hardware.gpus:
         problems.append(Problem("fp16 training needs a GPU", "train.precision", "use `precision: auto`"))
     if recipe.train.precision == "bf16" and hardware.gpus and not all(gpu.bf16 for gpu in hardware.gpus):
-        problems.append(Problem("this GPU does not compute in bfloat16", "train.precision", "use `precision: auto` (fp16 here)"))
+        problems.append(
+            Problem("this GPU does not compute in bfloat16", "train.precision", "use `precision: auto` (fp16 here)")
+        )
     return problems
 
 
@@ -99,9 +105,7 @@ def _precision(recipe: Recipe, hardware: Hardware) -> Literal["fp32", "bf16", "f
     return "fp32"
 
 
-def _weights_dtype(
-    recipe: Recipe, hardware: Hardware, precision: str
-) -> Literal["float32", "bfloat16", "float16"]:
+def _weights_dtype(recipe: Recipe, hardware: Hardware, precision: str) -> Literal["float32", "bfloat16", "float16"]:
     if recipe.model.dtype != "auto":
         return recipe.model.dtype
     # Frozen weights need no float32 master copy: only the adapter is updated.

@@ -28,7 +28,11 @@ def _length(recipe: Recipe) -> Found:
     if recipe.train.epochs is not None and recipe.train.max_steps is not None:
         yield ("train", "max_steps"), "both 'train.epochs' and 'train.max_steps' are given", "keep one of them"
     if recipe.train.precision == "fp16" and recipe.model.dtype == "float16":
-        yield ("model", "dtype"), "float16 weights cannot be trained in fp16", "use `dtype: auto` with `precision: fp16`"
+        yield (
+            ("model", "dtype"),
+            "float16 weights cannot be trained in fp16",
+            "use `dtype: auto` with `precision: fp16`",
+        )
 
 
 def _batch(recipe: Recipe) -> Found:
@@ -72,12 +76,20 @@ def _evaluation(recipe: Recipe) -> Found:
             (train.keep_best, ("train", "keep_best")),
         ):
             if given:
-                yield path, f"'{'.'.join(path)}' needs held-out rows", "add `data.eval: {fraction: 0.05}` or a list of sources"
+                yield (
+                    path,
+                    f"'{'.'.join(path)}' needs held-out rows",
+                    "add `data.eval: {fraction: 0.05}` or a list of sources",
+                )
     elif (train.early_stopping or train.keep_best) and recipe.eval.every is None:
         key = "early_stopping" if train.early_stopping else "keep_best"
         yield ("train", key), f"'train.{key}' needs an evaluation loss during training", "add `eval.every: 0.1`"
     if train.keep_best and recipe.eval.every is not None and train.save_every not in (None, recipe.eval.every):
-        yield ("train", "save_every"), "'train.keep_best' saves at each evaluation", "set save_every equal to eval.every, or leave it out"
+        yield (
+            ("train", "save_every"),
+            "'train.keep_best' saves at each evaluation",
+            "set save_every equal to eval.every, or leave it out",
+        )
 
 
 def _streaming(recipe: Recipe) -> Found:
@@ -87,7 +99,11 @@ def _streaming(recipe: Recipe) -> Found:
     if recipe.train.max_steps is None:
         yield ("data", "streaming"), "a stream has no known length", "set `train.max_steps`"
     if isinstance(data.eval, EvalSplit) and has_eval(recipe):
-        yield ("data", "eval"), "a part of a stream cannot be held out by fraction or count", "name sources: `eval: [{path: ...}]`"
+        yield (
+            ("data", "eval"),
+            "a part of a stream cannot be held out by fraction or count",
+            "name sources: `eval: [{path: ...}]`",
+        )
     if data.duplicates == "drop":
         yield ("data", "duplicates"), "duplicates of a stream are not known", "use `duplicates: keep`"
     for index, source in enumerate(data.train):
@@ -107,4 +123,8 @@ def _names(recipe: Recipe) -> Found:
     for name, sources in lists:
         for index, source in enumerate(sources):
             if source.format not in ("auto", *FORMATS.names):
-                yield ("data", name, index, "format"), f"unknown format '{source.format}'", did_you_mean(source.format, FORMATS.names)
+                yield (
+                    ("data", name, index, "format"),
+                    f"unknown format '{source.format}'",
+                    did_you_mean(source.format, FORMATS.names),
+                )

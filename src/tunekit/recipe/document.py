@@ -22,7 +22,7 @@ MAX_DEPTH = 40
 _INT = re.compile(r"[-+]?[0-9]+\Z|0o[0-7]+\Z|0x[0-9a-fA-F]+\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 _SPECIAL_FLOAT = re.compile(r"[-+]?\.(inf|Inf|INF)\Z|\.(nan|NaN|NAN)\Z")
-_WORDS = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
+_WORDS: dict[str, bool | None] = dict.fromkeys(("", "~", "null", "Null", "NULL"))
 _WORDS |= dict.fromkeys(("true", "True", "TRUE"), True) | dict.fromkeys(("false", "False", "FALSE"), False)
 
 
@@ -98,7 +98,9 @@ class _Builder:
         standard = ("tag:yaml.org,2002:", "None")
         tag = str(node.tag)
         if not tag.startswith(standard) or tag.startswith(("tag:yaml.org,2002:python", "tag:yaml.org,2002:binary")):
-            self.problems.append(Problem(f"tag '{tag}' is not allowed in a recipe", self.place(node), "write a plain value"))
+            self.problems.append(
+                Problem(f"tag '{tag}' is not allowed in a recipe", self.place(node), "write a plain value")
+            )
             return None
         if isinstance(node, MappingNode):
             return self.mapping(node, path)
@@ -139,10 +141,16 @@ def _compose(text: str, name: str) -> Any:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         what = " ".join(str(part) for part in (error.context, error.problem) if part)
-        hint = "indent with spaces, not tabs" if "\\t" in what or "tab" in what else "check the indentation, colons and quotes here"
+        hint = (
+            "indent with spaces, not tabs"
+            if "\\t" in what or "tab" in what
+            else "check the indentation, colons and quotes here"
+        )
         raise UserError(f"not valid YAML: {what}", where=where, fix=hint) from None
     except YAMLError as error:
-        raise UserError(f"not valid YAML: {str(error).splitlines()[0]}", where=name, fix="save the recipe as plain UTF-8 text") from None
+        raise UserError(
+            f"not valid YAML: {str(error).splitlines()[0]}", where=name, fix="save the recipe as plain UTF-8 text"
+        ) from None
 
 
 def parse(text: str, name: str) -> Document:
@@ -156,10 +164,14 @@ def parse(text: str, name: str) -> Document:
         UserError: not YAML, not a mapping, duplicate keys, tags, too large; with ``name:line:column``.
     """
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
-        raise UserError("the recipe is larger than 1 MB", where=name, fix="a recipe names its data, it does not hold it")
+        raise UserError(
+            "the recipe is larger than 1 MB", where=name, fix="a recipe names its data, it does not hold it"
+        )
     root = _compose(text, name)
     if root is None:
-        raise UserError("the recipe is empty", where=name, fix="`tunekit init sft -o recipe.yaml` writes one that works")
+        raise UserError(
+            "the recipe is empty", where=name, fix="`tunekit init sft -o recipe.yaml` writes one that works"
+        )
     builder = _Builder(name)
     value = builder.build(root, ())
     raise_all(UserError, builder.problems)
@@ -177,7 +189,9 @@ def read(path: Path) -> Document:
     name = str(path)
     try:
         if path.is_file() and path.stat().st_size > MAX_BYTES:
-            raise UserError("the recipe is larger than 1 MB", where=name, fix="a recipe names its data, it does not hold it")
+            raise UserError(
+                "the recipe is larger than 1 MB", where=name, fix="a recipe names its data, it does not hold it"
+            )
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         near = ", ".join(sorted(str(p) for p in path.parent.glob("*.y*ml"))[:5]) if path.parent.is_dir() else ""
@@ -206,7 +220,11 @@ def override(document: Document, assignments: Iterator[str] | list[str]) -> Docu
         dotted, sign, text = assignment.partition("=")
         place = f"--set {dotted}"
         if not sign or not all(dotted.split(".")):
-            raise UserError(f"'{assignment}' is not of the form key.path=value", where="--set", fix="for example --set train.learning_rate=1e-4")
+            raise UserError(
+                f"'{assignment}' is not of the form key.path=value",
+                where="--set",
+                fix="for example --set train.learning_rate=1e-4",
+            )
         path: Path_ = tuple(int(part) if part.isdigit() else part for part in dotted.split("."))
         new = parse(f"value: {text}", place).value.get("value")
         _assign(value, path, new, place)
@@ -223,7 +241,9 @@ def _assign(root: dict[str, Any], path: Path_, new: Any, place: str) -> None:
         last = position == len(path) - 1
         if isinstance(part, int) and isinstance(at, list):
             if part > len(at) or (part == len(at) and not last):
-                raise UserError(f"there is no item {part} in a list of {len(at)}", where=place, fix="items count from 0")
+                raise UserError(
+                    f"there is no item {part} in a list of {len(at)}", where=place, fix="items count from 0"
+                )
             if last:
                 at[part : part + 1] = [new]
             else:

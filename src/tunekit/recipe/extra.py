@@ -99,7 +99,11 @@ def training_arguments() -> dict[str, str]:
     assert spec is not None and spec.origin is not None, "transformers is a dependency"
     tree = ast.parse((Path(spec.origin).parent / "training_args.py").read_text(encoding="utf-8"))
     body = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "TrainingArguments").body
-    return {n.target.id: ast.unparse(n.annotation) for n in body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
+    return {
+        n.target.id: ast.unparse(n.annotation)
+        for n in body
+        if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
+    }
 
 
 def extra_problems(document: Document) -> list[Problem]:
@@ -113,14 +117,26 @@ def extra_problems(document: Document) -> list[Problem]:
     for name, value in extra.items():
         path = ("train", "extra", name)
         if name in NAMED:
-            problems.append(Problem(f"'train.extra.{name}' would shadow a named key", document.place(path), f"use: {NAMED[name]}"))
+            problems.append(
+                Problem(f"'train.extra.{name}' would shadow a named key", document.place(path), f"use: {NAMED[name]}")
+            )
         elif name not in fields:
             close = nearest(name, fields)
-            hint = f"use: {NAMED[close]}" if close in NAMED else f"did you mean '{close}'?" if close else "see its documentation"
-            problems.append(Problem(f"'train.extra.{name}' is not a field of TrainingArguments", document.place(path), hint))
+            hint = (
+                f"use: {NAMED[close]}"
+                if close in NAMED
+                else f"did you mean '{close}'?"
+                if close
+                else "see its documentation"
+            )
+            problems.append(
+                Problem(f"'train.extra.{name}' is not a field of TrainingArguments", document.place(path), hint)
+            )
         elif (wanted := _mismatch(fields[name], value)) is not None:
             problems.append(
-                Problem(f"'train.extra.{name}' must be {wanted}; it is {value!r}", document.place(path, of_value=True), "")
+                Problem(
+                    f"'train.extra.{name}' must be {wanted}; it is {value!r}", document.place(path, of_value=True), ""
+                )
             )
     return problems
 
@@ -131,7 +147,11 @@ def _mismatch(annotation: str, value: Any) -> str | None:
     known = {"int", "float", "bool", "str", "dict", "list", "Any", "None", "Optional", "Union"}
     foreign = {n.id for n in words if isinstance(n, ast.Name)} - known
     names: dict[str, Any] = {"Any": Any, "Optional": Optional, "Union": Union} | dict.fromkeys(foreign, str)
-    kind = eval(annotation, {"__builtins__": {"int": int, "float": float, "bool": bool, "str": str, "dict": dict, "list": list}}, names)
+    kind = eval(
+        annotation,
+        {"__builtins__": {"int": int, "float": float, "bool": bool, "str": str, "dict": dict, "list": list}},
+        names,
+    )
     try:
         TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
     except ValidationError:

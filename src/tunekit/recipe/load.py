@@ -19,7 +19,6 @@ from tunekit.recipe.checks import recipe_problems
 from tunekit.recipe.extra import extra_problems
 from tunekit.recipe.schema import Recipe
 
-
 _BOUNDS = {
     "greater_than": ("gt", ">"),
     "greater_than_equal": ("ge", ">="),
@@ -36,7 +35,9 @@ def recipe_type(method: str) -> type[Recipe]:
         UserError: there is no such method.
     """
     plugin = METHODS.load(method)
-    blocks: dict[str, Any] = {method: (plugin.Config, Field(default_factory=plugin.Config, description=METHODS.help(method)))}
+    blocks: dict[str, Any] = {
+        method: (plugin.Config, Field(default_factory=plugin.Config, description=METHODS.help(method)))
+    }
     adapters = [ADAPTERS.load(kind).Config for kind in ADAPTERS.names]
     union: Any = reduce(or_, adapters)
     kinds: Any = Annotated[union, Field(discriminator="kind")] if len(adapters) > 1 else union
@@ -90,13 +91,17 @@ def _method_of(document: documents.Document, method: str | None) -> str:
         raise UserError(f"unknown method '{named}'", where=place, fix=did_you_mean(named, METHODS.names))
     if method and named and method != named:
         raise UserError(
-            f"this recipe is for `{named}`, the command is `{method}`", where=place, fix=f"run `tunekit {named} {document.name}`"
+            f"this recipe is for `{named}`, the command is `{method}`",
+            where=place,
+            fix=f"run `tunekit {named} {document.name}`",
         )
     chosen = method or named
     if chosen is None:
         blocks = [name for name in METHODS.names if name in document.value]
         if len(blocks) != 1:
-            raise UserError("the recipe does not say its method", where=document.name, fix="add `method: sft` as its first line")
+            raise UserError(
+                "the recipe does not say its method", where=document.name, fix="add `method: sft` as its first line"
+            )
         chosen = blocks[0]
     return chosen
 
@@ -118,7 +123,9 @@ def _problems(error: ValidationError, document: documents.Document, root: type[B
     for item in error.errors(include_url=False):
         path = _path_in(item["loc"], value)
         missing = item["type"] == "missing"
-        grouped.setdefault(((*path, item["loc"][-1]) if missing else path, item["type"] if missing else ""), []).append(item)
+        grouped.setdefault(((*path, item["loc"][-1]) if missing else path, item["type"] if missing else ""), []).append(
+            item
+        )
     paths = [path for path, _ in grouped]
     return [
         _problem(path, items, document, root, value)
@@ -135,7 +142,9 @@ def _path_in(loc: tuple[int | str, ...], value: Any) -> documents.Path_:
     for part in loc:
         if (isinstance(at, Mapping) and part in at) or (isinstance(at, list) and isinstance(part, int) and part < len(at)):
             at = at[part]
-            path.append(part)
+        else:
+            continue
+        path.append(part)
     return tuple(path)
 
 
@@ -158,7 +167,10 @@ def _problem(
     fix = ""
     expected = first.get("ctx", {}).get("expected", "")
     if kind in ("literal_error", "union_tag_invalid") and isinstance(first["input"], (str, dict)):
-        names = [name.strip("' ") for name in str(expected or first["ctx"].get("expected_tags", "")).replace(" or ", ",").split(",")]
+        names = [
+            name.strip("' ")
+            for name in str(expected or first["ctx"].get("expected_tags", "")).replace(" or ", ",").split(",")
+        ]
         word = first["input"] if isinstance(first["input"], str) else str(first["input"].get("kind"))
         fix = did_you_mean(word, [name for name in names if name])
     return Problem(what, document.place(path, of_value=True), fix)

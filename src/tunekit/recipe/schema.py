@@ -33,10 +33,13 @@ class ModelBlock(Block):
     name: str = Field("builtin:tiny", min_length=1, description="Hub id, local folder, or builtin:<name>")
     revision: str | None = Field(None, description="branch, tag or commit of a Hub id")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="type of the loaded weights; auto: float32, or bfloat16 where only an adapter is trained on a GPU"
+        "auto",
+        description="type of the loaded weights; auto: float32, or bfloat16 where only an adapter is trained on a GPU",
     )
     tokenizer: str | None = Field(None, description="another tokenizer's Hub id or folder")
-    chat_template: str | None = Field(None, description="a Jinja file, or a built-in name such as chatml; default: the tokenizer's")
+    chat_template: str | None = Field(
+        None, description="a Jinja file, or a built-in name such as chatml; default: the tokenizer's"
+    )
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
         "auto", description="attention implementation of transformers"
     )
@@ -46,9 +49,15 @@ class SourceBlock(Block):
     """One source of rows."""
 
     path: str = Field(min_length=1, description="file, folder, glob, Hub data set id, or builtin:<part>")
-    format: str = Field("auto", description="chat, sharegpt, prompt_completion, alpaca, question_answer, text, ... or auto")
-    columns: dict[str, str] = Field(default_factory=dict, description="our field: their column (dots reach into nested values)")
-    weight: float = Field(1.0, gt=0, le=100, description="how often each row is seen in an epoch; 0.5 takes a seeded half")
+    format: str = Field(
+        "auto", description="chat, sharegpt, prompt_completion, alpaca, question_answer, text, ... or auto"
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="our field: their column (dots reach into nested values)"
+    )
+    weight: float = Field(
+        1.0, gt=0, le=100, description="how often each row is seen in an epoch; 0.5 takes a seeded half"
+    )
     limit: int | None = Field(None, ge=1, description="read only the first N rows")
     split: str | None = Field(None, description="split of a Hub data set or of builtin data")
     name: str | None = Field(None, description="configuration of a Hub data set")
@@ -77,12 +86,18 @@ class DataBlock(Block):
     train: tuple[SourceBlock, ...] = Field(min_length=1, description="sources, mixed by weight")
     eval: Annotated[
         Annotated[tuple[SourceBlock, ...], Tag("list")] | Annotated[EvalSplit, Tag("split")], Discriminator(_eval_kind)
-    ] = Field(EvalSplit(fraction=None, count=None), description="a list like train, or {fraction: 0.05}, or {count: 200}")
+    ] = Field(
+        EvalSplit(fraction=None, count=None), description="a list like train, or {fraction: 0.05}, or {count: 200}"
+    )
     max_length: int = Field(2048, ge=8, le=4_194_304, description="longest example in tokens")
     overlong: Literal["truncate", "drop", "error"] = Field("truncate", description="what happens to longer examples")
-    packing: bool = Field(False, description="fill rows of max_length with several examples, kept apart from each other")
+    packing: bool = Field(
+        False, description="fill rows of max_length with several examples, kept apart from each other"
+    )
     loss_on: Literal["assistant", "last_turn", "all"] = Field("assistant", description="which text is trained")
-    duplicates: Literal["keep", "drop"] = Field("keep", description="exact duplicates of a rendered text within the training rows")
+    duplicates: Literal["keep", "drop"] = Field(
+        "keep", description="exact duplicates of a rendered text within the training rows"
+    )
     shuffle: bool = Field(True, description="draw rows in a seeded random order, anew each epoch")
     max_drop_rate: float = Field(0.05, ge=0, le=1, description="refuse the run when more rows than this are lost")
     streaming: bool = Field(False, description="read while training, for data larger than disk; needs train.max_steps")
@@ -99,10 +114,14 @@ class EarlyStopping(Block):
 class TrainBlock(Block):
     """The optimization."""
 
-    epochs: float | None = Field(None, gt=0, le=10_000, description="passes over the data (default 1, unless max_steps)")
+    epochs: float | None = Field(
+        None, gt=0, le=10_000, description="passes over the data (default 1, unless max_steps)"
+    )
     max_steps: int | None = Field(None, ge=1, description="optimizer steps, in the place of epochs")
     batch_size: int = Field(32, ge=1, le=1_048_576, description="GLOBAL batch in examples: over ranks and accumulation")
-    micro_batch_size: int | None = Field(None, ge=1, description="examples per device and forward pass; derived when left out")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="examples per device and forward pass; derived when left out"
+    )
     learning_rate: float = Field(2e-4, gt=0, le=10, description="peak learning rate")
     schedule: Literal["linear", "cosine", "constant", "cosine_with_min_lr", "inverse_sqrt", "polynomial"] = Field(
         "cosine", description="learning rate after the warm-up"
@@ -114,7 +133,9 @@ class TrainBlock(Block):
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     adam_epsilon: float = Field(1e-8, gt=0, le=1)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="arithmetic of the forward and backward pass")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="arithmetic of the forward and backward pass"
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, about 30 % slower")
     neftune_alpha: float | None = Field(None, gt=0, description="noise on embeddings (NEFTune, arXiv 2310.05914)")
     group_by_length: bool = Field(True, description="batches of similar length: less padding")
@@ -161,12 +182,12 @@ class Recipe(Block):
     """A whole recipe. The method's own block is a further field, named like the method (see `recipe.load`)."""
 
     method: str = Field(description="the training method")
-    model: ModelBlock = Field(default_factory=lambda: ModelBlock())
+    model: ModelBlock = Field(default_factory=ModelBlock)
     data: DataBlock
-    train: TrainBlock = Field(default_factory=lambda: TrainBlock())
-    eval: EvalBlock = Field(default_factory=lambda: EvalBlock())
-    launch: LaunchBlock = Field(default_factory=lambda: LaunchBlock())
-    output: OutputBlock = Field(default_factory=lambda: OutputBlock())
+    train: TrainBlock = Field(default_factory=TrainBlock)
+    eval: EvalBlock = Field(default_factory=EvalBlock)
+    launch: LaunchBlock = Field(default_factory=LaunchBlock)
+    output: OutputBlock = Field(default_factory=OutputBlock)
 
     @property
     def options(self) -> Any:

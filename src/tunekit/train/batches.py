@@ -32,7 +32,15 @@ class EpochBatches(Sampler[list[int]]):
     EMPTY = -1
 
     def __init__(
-        self, lengths: Sequence[int], *, global_batch: int, micro_batch: int, rank: int, world: int, order: Order, seed: int
+        self,
+        lengths: Sequence[int],
+        *,
+        global_batch: int,
+        micro_batch: int,
+        rank: int,
+        world: int,
+        order: Order,
+        seed: int,
     ) -> None:
         assert global_batch % (micro_batch * world) == 0, (global_batch, micro_batch, world)
         self.lengths, self.global_batch, self.micro_batch = lengths, global_batch, micro_batch

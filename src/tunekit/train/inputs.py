@@ -16,6 +16,7 @@ from tunekit.data.fit import Fitter, TokenFacts
 from tunekit.data.ledger import Ledger
 from tunekit.data.prepare import Prepared, data_key, prepare
 from tunekit.data.render import Renderer, named_template
+from tunekit.data.stream import Stream
 from tunekit.model.tokenizer import embedding_rows, load_config, load_tokenizer, tokenizer_hash
 from tunekit.recipe.schema import Recipe
 
@@ -53,7 +54,9 @@ class Inputs:
         """Renders, labels and cuts examples as the recipe says."""
         data, tokenizer = self.recipe.data, self.tokenizer
         renderer = Renderer(tokenizer, loss_on=data.loss_on)
-        facts = TokenFacts(tokenizer_hash(tokenizer), embedding_rows(load_config(self.recipe.model)), tokenizer.bos_token_id)
+        facts = TokenFacts(
+            tokenizer_hash(tokenizer), embedding_rows(load_config(self.recipe.model)), tokenizer.bos_token_id
+        )
         isolated = METHODS.load(self.recipe.method).ISOLATED
         return Fitter(renderer, facts, data.max_length, data.overlong, isolated)
 
@@ -64,7 +67,14 @@ class Inputs:
 
     def prepare(self, screen: Screen, own_folder: Path) -> Prepared:
         """Prepared data, in the cache, or in ``own_folder`` when the recipe wants none kept."""
-        return prepare(self.recipe, self.reader, self.fitter, screen, cache.root() if self.recipe.data.cache else own_folder)
+        return prepare(
+            self.recipe, self.reader, self.fitter, screen, cache.root() if self.recipe.data.cache else own_folder
+        )
+
+    @cached_property
+    def stream(self) -> Stream | None:
+        """The training rows as a stream, when the recipe streams."""
+        return Stream(self.recipe, self.reader, self.fitter) if self.recipe.data.streaming else None
 
     @cached_property
     def turn_end(self) -> int | None:

@@ -88,6 +88,7 @@ def _made(job: Job, folder: RunFolder, record: Record, screen: Screen) -> Record
         say_ledger(prepared.facts, screen)
         outcome = _trained(job, folder, prepared, screen)
     return record.updated(
+        data=outcome.data or record.data,
         model=outcome.model,
         training=outcome.training,
         evaluation=outcome.evaluation,
@@ -114,7 +115,13 @@ def _data_part(prepared: Prepared) -> dict[str, Any]:
 def say_ledger(facts: dict[str, Any], screen: Screen) -> None:
     """One line a split: what became of its rows."""
     for split, counts in facts["summary"].items():
-        fates = [f"{counts[fate]:,} {fate}" for fate in ("kept", "truncated", "dropped", "duplicate", "unused") if counts[fate]]
-        screen.say(f"{split}: {counts['rows']:,} rows = {' + '.join(fates)}; {counts['trained_tokens']:,} of {counts['tokens']:,} tokens trained")
+        fates = [
+            f"{counts[fate]:,} {fate}"
+            for fate in ("kept", "truncated", "dropped", "duplicate", "unused")
+            if counts[fate]
+        ]
+        screen.say(
+            f"{split}: {counts['rows']:,} rows = {' + '.join(fates)}; {counts['trained_tokens']:,} of {counts['tokens']:,} tokens trained"
+        )
         for reason, number in list(counts["reasons"].items())[:5]:
             screen.say(f"  {number:,} x {reason}")

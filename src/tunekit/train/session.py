@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunekit.core.errors import MachineError
-from tunekit.core.files import sha256_file
 from tunekit.core.progress import Screen, Silent
 from tunekit.core.registry import METHODS
+from tunekit.data.ledger import Ledger
 from tunekit.data.prepare import Prepared
 from tunekit.evaluate.run import check, compare, evaluate_model
 from tunekit.model.load import Loaded, load_model
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Outcome:
-    """What a session found: plain values for the record. ``weights`` is the sha256 of the saved weights."""
+    """What a session found: plain values for the record. ``data`` is set when rows were only read while training."""
 
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
+    data: dict[str, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    weights: str = ""
 
 
 class Session:
@@ -77,7 +77,9 @@ class Session:
         tuned = self._measure(trainer, items, "tuned model")
         if tuned is not None:
             spec, seed = self.plan.recipe.eval, self.plan.recipe.train.seed
-            self.outcome.evaluation = compare(baseline, tuned, confidence=spec.confidence, seed=seed, samples=spec.samples)
+            self.outcome.evaluation = compare(
+                baseline, tuned, confidence=spec.confidence, seed=seed, samples=spec.samples
+            )
         self._save(trainer)
         return self.outcome
 
@@ -102,7 +104,7 @@ class Session:
             self.plan,
             loaded.model,
             self.inputs.tokenizer,
-            self.prepared.dataset("train"),
+            self.inputs.stream.dataset() if self.inputs.stream else self.prepared.dataset("train"),
             self.prepared.dataset("eval"),
             staging,
         )
@@ -171,7 +173,11 @@ class Session:
             "final_eval_loss": evals[-1]["eval_loss"] if evals else None,
         }
         if state.best_global_step:
-            self.outcome.training["best"] = {"step": state.best_global_step, "metric": "eval_loss", "value": state.best_metric}
+            self.outcome.training["best"] = {
+                "step": state.best_global_step,
+                "metric": "eval_loss",
+                "value": state.best_metric,
+            }
 
     def _save(self, trainer: Any) -> None:
         with self._phase("saving"):
@@ -179,9 +185,19 @@ class Session:
                 with self.screen.step("saving model"):
                     model = trainer.accelerator.unwrap_model(trainer.model)
                     save_model(model, self.inputs.tokenizer, self.folder.model, self.inputs.turn_end)
-                files = sorted(self.folder.model.glob("*.safetensors"))
-                self.outcome.weights = sha256_file(files[0]) if len(files) == 1 else ""
+                self._account_for_stream()
             trainer.accelerator.wait_for_everyone()
+
+    def _account_for_stream(self) -> None:
+        """A stream's rows are known only now: they join the ledger of the held-out rows."""
+        stream = self.inputs.stream
+        if stream is None:
+            return
+        ledger = Ledger.load(self.folder.ledger)
+        ledger.extend(stream.ledger)
+        ledger.check(self.plan.recipe.data.max_drop_rate)
+        ledger.save(self.folder.ledger)
+        self.outcome.data = {"fingerprint": stream.content.hexdigest(), "splits": ledger.summary()}
 
 
 @contextmanager

@@ -31,6 +31,7 @@ class TunekitTrainer:
     keep_checkpoints: int
     checkpoint_facts: dict[str, Any]
     state: TrainerState
+    control: TrainerControl
     args: TrainingArguments
     model: nn.Module
 
@@ -104,7 +105,9 @@ class TunekitTrainer:
             )
         return norm
 
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """The mean loss over all trained tokens of the held-out rows, whatever the batches and the number of ranks.
 
         Each rank takes every world-size-th row, so none is seen twice; Trainer's own loop averages batch means.
@@ -124,10 +127,10 @@ class TunekitTrainer:
                 inputs = self._prepare_inputs(batch)  # type: ignore[attr-defined]
                 count = int((inputs["labels"][:, 1:] >= 0).sum())
                 total += torch.tensor([float(self.compute_loss(model, inputs)) * count, count], dtype=torch.float64)
-        model.train()
         total = accelerator.reduce(total.to(accelerator.device), "sum")
         metrics = {f"{metric_key_prefix}_loss": float(total[0] / total[1])}
-        self.log(metrics)
+        self.log(metrics)  # type: ignore[attr-defined]
+        model.train()
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[attr-defined]
         return metrics
 
@@ -159,7 +162,12 @@ class Reporter(TrainerCallback):
         self.started = self.last = time.perf_counter()
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
     ) -> None:
         """Reports one line of values."""
         if not state.is_world_process_zero or not logs:
@@ -185,9 +193,7 @@ class Reporter(TrainerCallback):
         return rates
 
 
-_REPORTED = frozenset(
-    {"loss", "eval_loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy"}
-)
+_REPORTED = frozenset({"loss", "eval_loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy"})
 
 
 def memory_bytes() -> int:

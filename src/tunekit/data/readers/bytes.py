@@ -182,5 +182,3 @@ def _split(blocks: Iterator[str]) -> Iterator[str]:
     last = "".join(rest)
     if last:
         yield last
-
-

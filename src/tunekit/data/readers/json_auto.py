@@ -56,7 +56,7 @@ def _is_lines(file: InputFile) -> bool:
 
 
 def _beginning(file: InputFile) -> tuple[str, bool]:
-    """The first lines after leading white space (some `PEEK` characters at most), and whether they are the whole file."""
+    """The first lines after leading white space (some `PEEK` characters at most), and whether they are all."""
     text = ""
     for block in text_blocks(file):
         text = (text + block).lstrip() if not text else text + block

@@ -11,6 +11,7 @@ from tunekit.data.readers.bytes import raw_blocks
 from tunekit.data.readers.record import InputFile, Record
 
 BATCH = 1000
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def read(file: InputFile) -> Iterator[Record]:
@@ -54,9 +55,19 @@ def _batches(file: InputFile, handle: IO[bytes]) -> Iterator[Any]:
             for i in range(table.num_record_batches):
                 yield from _slices(table.get_batch(i))
     else:
+        _ended(file, handle)
         with pa.ipc.open_stream(handle) as stream:
             for batch in stream:
                 yield from _slices(batch)
+
+
+def _ended(file: InputFile, handle: IO[bytes]) -> None:
+    """Refuses a stream without its end mark: cut between two batches, it would read as if it were whole."""
+    size = handle.seek(0, 2)
+    handle.seek(max(0, size - len(END_OF_STREAM)))
+    if handle.read() != END_OF_STREAM:
+        raise DataError("the Arrow stream has no end mark (cut off?)", where=file.shown, fix="write or fetch it again")
+    handle.seek(0)
 
 
 def _slices(batch: Any) -> Iterator[Any]:

@@ -1,0 +1,216 @@
+"""The report's page: header, headline, evaluation and training; the rest is in report_sections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tunekit.runs.charts import Series, intervals, line_chart, smoothed
+from tunekit.runs.markup import Html, document, tag
+from tunekit.runs.record import Record, TaskPart, TrainingPart
+from tunekit.runs.report_script import SCRIPT
+from tunekit.runs.report_sections import data_section, environment_section, recipe_section, samples_section
+from tunekit.runs.report_style import STYLE
+from tunekit.runs.verdict import headline, metric_name, show_difference, show_estimate, show_p, show_value
+from tunekit.runs.wording import as_float, compact, count, duration, number, when
+
+_STATUS_TONE = {"done": "good", "failed": "bad"}
+_VERDICT_TONE = {"better": "good", "worse": "bad"}
+_SMOOTH_FROM = 40  # points from which a smoothed line is drawn over the losses
+_MOST_EXTRA = 12  # charts of values that belong to one method only
+_OWN_CHART = ("learning_rate", "grad_norm", "tokens_per_second")
+_NO_CHART = frozenset({"step", "total_steps", "epoch", "seconds", "seconds_left", "loss", "eval_loss", *_OWN_CHART})
+
+
+def page(name: str, record: Record, metrics: Sequence[dict[str, Any]], recipe: str, plan: str) -> str:
+    """The whole report as HTML.
+
+    Args:
+        name: the run's name.
+        record: its record.
+        metrics: the lines of metrics.jsonl.
+        recipe: the recipe as given, YAML text; empty when there is none.
+        plan: the resolved plan as YAML text; empty when there is none.
+    """
+    sections = [
+        ("evaluation", "Evaluation", _evaluation(record)),
+        ("training", "Training", _training(metrics)),
+        ("data", "Data", data_section(record.data)),
+        ("samples", "Samples", samples_section(record.evaluation)),
+        ("recipe", "Recipe", recipe_section(recipe, plan)),
+        ("environment", "Environment", environment_section(record)),
+    ]
+    present = [(key, title, content) for key, title, content in sections if content is not None]
+    return document(
+        f"{name} · tunekit",
+        STYLE,
+        SCRIPT,
+        _header(name, record, [(key, title) for key, title, _ in present]),
+        tag(
+            "main",
+            _headline(record),
+            [tag("section", tag("h2", title), content, id=key) for key, title, content in present],
+            tag("footer", f"Written by tunekit {record.tunekit} from the run's own record. Times are UTC."),
+        ),
+    )
+
+
+def _header(name: str, record: Record, sections: Sequence[tuple[str, str]]) -> Html:
+    model = record.model
+    facts = [
+        record.method,
+        model.name if model else "",
+        f"revision {model.revision[:10]}" if model and model.revision else "",
+    ]
+    status = tag("span", record.status, cls=f"pill {_STATUS_TONE.get(record.status, '')}".strip())
+    return tag(
+        "header",
+        tag("p", "tunekit run", cls="brand"),
+        tag("div", tag("h1", name), status, cls="titles"),
+        tag("p", " · ".join(fact for fact in (*facts, when(record.created)) if fact), cls="facts"),
+        tag("nav", [tag("a", title, href=f"#{key}") for key, title in sections], aria_label="sections"),
+        cls="top",
+    )
+
+
+def _headline(record: Record) -> Html:
+    words = headline(record)
+    tiles = [
+        tag("div", tag("dt", label), tag("dd", value, tag("small", more) if more else None))
+        for label, value, more in _tiles(record)
+    ]
+    return tag(
+        "section",
+        tag("p", words.title, cls="verdict"),
+        [tag("p", detail) for detail in words.details],
+        tag("dl", tiles, cls="tiles") if tiles else None,
+        cls=f"headline {words.tone}",
+        id="verdict",
+    )
+
+
+def _tiles(record: Record) -> list[tuple[str, str, str]]:
+    """(label, value, small print) of the figures at the top."""
+    tiles = []
+    train = record.data.splits.get("train") if record.data else None
+    if train:
+        tiles.append(("Rows trained on", count(train.kept + train.truncated), f"of {count(train.rows)} read"))
+    if record.training:
+        tiles += _training_tiles(record.training)
+    if record.model:
+        share = 100 * record.model.trainable / max(1, record.model.parameters)
+        tiles.append(
+            ("Trainable", compact(record.model.trainable), f"{share:.3g} % of {compact(record.model.parameters)}")
+        )
+    if record.seconds:
+        training = record.seconds.get("training")
+        most = f"training {duration(training)}".replace(" ", "\xa0") if training is not None else ""
+        tiles.append(("Time", duration(sum(record.seconds.values())), most.replace("\xa0", " ", 1)))
+    return tiles
+
+
+def _training_tiles(training: TrainingPart) -> list[tuple[str, str, str]]:
+    best = training.best
+    losses = f"best {best.metric.replace('_', ' ')} {number(best.value)} at step {count(best.step)}" if best else ""
+    last = training.final_eval_loss if training.final_eval_loss is not None else training.final_loss
+    label = "Eval loss" if training.final_eval_loss is not None else "Training loss"
+    return [
+        ("Steps", count(training.steps), f"{training.epochs:.3g} {'epoch' if training.epochs == 1 else 'epochs'}"),
+        ("Tokens", compact(training.tokens), f"{compact(training.trained_tokens)} bore loss"),
+        ("Tokens per second", count(training.tokens_per_second), ""),
+        (label, number(last), losses),
+    ]
+
+
+def _evaluation(record: Record) -> Html | None:
+    if record.evaluation is None or not record.evaluation.tasks:
+        return None
+    names = ("Metric", "Examples", "Base", "Tuned", "Difference", "Intervals", "Verdict")
+    head = [
+        tag("th", name, cls="num" if name in ("Examples", "Base", "Tuned", "Difference") else None) for name in names
+    ]
+    confidence = sorted({task.confidence for task in record.evaluation.tasks})
+    sure = " and ".join(f"{100 * share:g} %" for share in confidence)
+    compared = any(task.compared for task in record.evaluation.tasks)
+    paired = " Differences are paired: both models answered the same examples." if compared else ""
+    return tag(
+        "div",
+        tag(
+            "table",
+            tag("thead", tag("tr", head)),
+            tag("tbody", [_task(t) for t in record.evaluation.tasks]),
+            cls="cards",
+        ),
+        tag("p", f"Small figures are {sure} confidence intervals.{paired}", cls="muted small"),
+    )
+
+
+def _task(task: TaskPart) -> Html:
+    """A row of the evaluation table."""
+    arrow = "higher is better" if task.higher_is_better else "lower is better"
+    value, interval = show_difference(task)
+    p = show_p(task.difference.p_value if task.difference else None)
+    rows = [(look, e.value, e.low, e.high) for look, e in (("base", task.base), ("tuned", task.tuned)) if e]
+    tone = _VERDICT_TONE.get(task.verdict or "", "")
+    return tag(
+        "tr",
+        tag("td", tag("span", tag("b", metric_name(task)), tag("small", f"{task.name}, {arrow}")), data_label="Metric"),
+        tag("td", count(task.n), cls="num", data_label="Examples"),
+        _estimate("Base", *show_estimate(task, task.base)),
+        _estimate("Tuned", *show_estimate(task, task.tuned)),
+        _estimate("Difference", value, " · ".join(part for part in (interval, p) if part)),
+        tag("td", intervals(rows, lambda n: show_value(task, n)), cls="wide", data_label="Intervals"),
+        tag("td", tag("span", task.verdict or "not compared", cls=f"pill {tone}".strip()), data_label="Verdict"),
+    )
+
+
+def _estimate(label: str, value: str, interval: str) -> Html:
+    return tag(
+        "td", tag("span", tag("b", value), tag("small", interval) if interval else None), cls="num", data_label=label
+    )
+
+
+def _training(metrics: Sequence[dict[str, Any]]) -> Html | None:
+    losses, evals = _points(metrics, "loss"), _points(metrics, "eval_loss")
+    if not losses and not evals:
+        return None
+    if len(losses) >= _SMOOTH_FROM:
+        lines = [
+            Series("training loss", "faint", losses),
+            Series("smoothed", "train", smoothed(losses, len(losses) // 50 + 2)),
+        ]
+    else:
+        lines = [Series("training loss", "train", losses)]
+    small = [
+        line_chart("Learning rate", [Series("learning rate", "plain", _points(metrics, "learning_rate"))]),
+        line_chart("Gradient norm", [Series("gradient norm", "plain", _points(metrics, "grad_norm"))]),
+        line_chart(
+            "Tokens per second", [Series("tokens/s", "plain", _points(metrics, "tokens_per_second"))], show=compact
+        ),
+    ]
+    return tag(
+        "div",
+        line_chart("Loss", [*lines, Series("eval loss", "eval", evals)], tall=True),
+        tag("div", small, _extra(metrics), cls="small-charts"),
+    )
+
+
+def _extra(metrics: Sequence[dict[str, Any]]) -> list[Html]:
+    """Charts of the values that only some methods log (reward margins, KL and so on), each with its evaluation."""
+    keys = {key: None for row in metrics for key, value in row.items() if as_float(value) is not None}
+    own = [key for key in keys if key not in _NO_CHART and not key.startswith("eval_")]
+    charts = []
+    for key in own:
+        points = _points(metrics, key)
+        if len(points) > 1:
+            lines = [Series(_words(key), "plain", points), Series("eval", "eval", _points(metrics, f"eval_{key}"))]
+            charts.append(line_chart(_words(key)[:1].upper() + _words(key)[1:], lines))
+    return charts[:_MOST_EXTRA]
+
+
+def _words(key: str) -> str:
+    return key.replace("_gb", " in GB").replace("_", " ").replace("/", " ")
+
+
+def _points(metrics: Sequence[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+    return [(row["step"], n) for row in metrics if "step" in row and (n := as_float(row.get(key))) is not None]
