@@ -81,5 +81,5 @@ _FIXES = {
     "no end-of-turn token follows the trained text": "use a chat template that ends turns with a special token "
     "(model.chat_template), or the model never learns to stop",
     "the end-of-turn token of a trained turn is not trained": "move it inside {% generation %} in the chat template",
-    "held-out text is also trained on": "remove the rows from one side, or let data.eval: {fraction: ...} split the file",
+    "held-out text is also trained on": "remove the rows from one side, or let data.eval: {fraction: ...} split it",
 }

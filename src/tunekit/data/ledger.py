@@ -189,8 +189,9 @@ class Ledger:
             lost, rows = self.lost(cast(Split, split)), counts["rows"]
             kept = counts["kept"] + counts["truncated"]
             if lost and (len(lost) / rows > max_drop_rate or not kept):
+                rate = f"{len(lost) / rows:.1%}; allowed: {max_drop_rate:.1%}"
                 raise DataError(
-                    f"{len(lost):,} of {rows:,} {split} rows cannot be used ({len(lost) / rows:.1%}; allowed: {max_drop_rate:.1%})",
+                    f"{len(lost):,} of {rows:,} {split} rows cannot be used ({rate})",
                     fix="mend the rows below, or allow more with data.max_drop_rate",
                     problems=self.problems(lost, ""),
                 )

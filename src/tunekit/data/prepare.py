@@ -27,7 +27,7 @@ class Prepared:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """``summary`` (the ledger's), ``fingerprint``, ``filled`` (share of filled positions), ``examples``, ``tokens``."""
+        """``summary`` (of the ledger), ``fingerprint``, ``filled`` (share of positions used), ``examples``, ``tokens``."""
         value: dict[str, Any] = json.loads((self.folder / "facts.json").read_text(encoding="utf-8"))
         return value
 
@@ -48,8 +48,9 @@ def data_key(recipe: Recipe, reader: ExampleReader, fitter: Fitter) -> cache.Key
     """Everything that shapes the prepared data of a recipe."""
     data = recipe.data
     held_out = data.eval.model_dump(mode="json") if isinstance(data.eval, EvalSplit) else "named sources"
+    train = [] if data.streaming else reader.fingerprint(data.train)  # a stream is not prepared
     return cache.Key({
-        "rows": {"train": [] if data.streaming else reader.fingerprint(data.train), "eval": reader.fingerprint(eval_sources(recipe))},
+        "rows": {"train": train, "eval": reader.fingerprint(eval_sources(recipe))},
         "tokenizer": fitter.facts.tokenizer_hash,
         "template": fitter.template_hash,
         "mask": data.loss_on,

@@ -1,4 +1,4 @@
-"""`train.extra`: other fields of transformers.TrainingArguments, checked by name and type without importing transformers.
+"""`train.extra`: other fields of transformers.TrainingArguments, checked by name and type, transformers not imported.
 
 The field names and annotations are read from the installed library's source text (AST), so a new release brings its
 fields by itself, and a typo is refused in milliseconds.

@@ -111,10 +111,8 @@ def _foreign_blocks(document: documents.Document, value: dict[str, Any], method:
     for other in METHODS.names:
         if other != method and other in value:
             del value[other]
-            problems.append(
-                Problem(f"block '{other}' belongs to another method; this recipe is `{method}`", document.place((other,)),
-                        f"remove it, or run `tunekit {other}`")
-            )  # fmt: skip
+            what = f"block '{other}' belongs to another method; this recipe is `{method}`"
+            problems.append(Problem(what, document.place((other,)), f"remove it, or run `tunekit {other}`"))
     return problems
 
 
@@ -140,11 +138,10 @@ def _path_in(loc: tuple[int | str, ...], value: Any) -> documents.Path_:
     path: list[int | str] = []
     at = value
     for part in loc:
-        if (isinstance(at, Mapping) and part in at) or (isinstance(at, list) and isinstance(part, int) and part < len(at)):
+        inside = isinstance(at, list) and isinstance(part, int) and part < len(at)
+        if inside or (isinstance(at, Mapping) and part in at):
             at = at[part]
-        else:
-            continue
-        path.append(part)
+            path.append(part)
     return tuple(path)
 
 
@@ -178,7 +175,7 @@ def _problem(
 
 def _shown(given: Any) -> str:
     text = json.dumps(given, ensure_ascii=False)
-    kind = {str: "text ", dict: "the block ", list: "the list "}.get(type(given), "")
+    kind = "text " if isinstance(given, str) else "the block " if isinstance(given, dict) else ""
     return kind + (text if len(text) <= 60 else text[:57] + "...")
 
 

@@ -1,4 +1,4 @@
-"""A trainer for next-token prediction, on TRL's SFTTrainer: shared by the methods that train a causal model on tokens."""
+"""A trainer for next-token prediction on TRL's SFTTrainer, shared by the methods that train a causal model."""
 
 from __future__ import annotations
 

@@ -115,13 +115,9 @@ def _data_part(prepared: Prepared) -> dict[str, Any]:
 def say_ledger(facts: dict[str, Any], screen: Screen) -> None:
     """One line a split: what became of its rows."""
     for split, counts in facts["summary"].items():
-        fates = [
-            f"{counts[fate]:,} {fate}"
-            for fate in ("kept", "truncated", "dropped", "duplicate", "unused")
-            if counts[fate]
-        ]
-        screen.say(
-            f"{split}: {counts['rows']:,} rows = {' + '.join(fates)}; {counts['trained_tokens']:,} of {counts['tokens']:,} tokens trained"
-        )
+        fates = ("kept", "truncated", "dropped", "duplicate", "unused")
+        sums = " + ".join(f"{counts[fate]:,} {fate}" for fate in fates if counts[fate])
+        tokens = f"{counts['trained_tokens']:,} of {counts['tokens']:,} tokens trained"
+        screen.say(f"{split}: {counts['rows']:,} rows = {sums}; {tokens}")
         for reason, number in list(counts["reasons"].items())[:5]:
             screen.say(f"  {number:,} x {reason}")

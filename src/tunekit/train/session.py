@@ -6,13 +6,13 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunekit.core.errors import MachineError
-from tunekit.core.progress import Screen, Silent
+from tunekit.core.progress import Screen, Silent, Step
 from tunekit.core.registry import METHODS
 from tunekit.data.ledger import Ledger
 from tunekit.data.prepare import Prepared
@@ -86,8 +86,11 @@ class Session:
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
-        yield
-        self.outcome.seconds[name] = round(self.outcome.seconds.get(name, 0.0) + time.perf_counter() - started, 3)
+        try:
+            yield
+        finally:
+            spent = self.outcome.seconds.get(name, 0.0) + time.perf_counter() - started
+            self.outcome.seconds[name] = round(spent, 3)
 
     def _trainer(self, loaded: Loaded) -> Any:
         from transformers import PrinterCallback
@@ -120,7 +123,7 @@ class Session:
             raise MachineError(
                 f"{running} process(es) run, the plan has {self.plan.processes}",
                 where="launch.processes",
-                fix="the global batch would differ from the recipe's; start it with `tunekit`, not with another launcher",
+                fix="the global batch would not be the recipe's: start it with `tunekit`, not another launcher",
             )
 
     def _measure(self, trainer: Any, items: list[EvalItem], what: str) -> Any:
@@ -140,27 +143,27 @@ class Session:
         return results
 
     def _train(self, trainer: Any) -> None:
+        with self._phase("training"), self.screen.step("training", unit="steps") as step, ExitStack() as stack:
+            writer = stack.enter_context(MetricsWriter(self.folder.metrics)) if self.rank == 0 else None
+            trainer.add_callback(self._reporter(trainer, step, writer))
+            result = trainer.train()
+        shutil.rmtree(self.folder.path / ".staging", ignore_errors=True)
+        self._note_training(trainer, result.training_loss)
+
+    def _reporter(self, trainer: Any, step: Step, writer: MetricsWriter | None) -> Any:
+        """A callback that moves the bar at every step, and shows and writes what is logged."""
         from tunekit.train.trainer import Reporter
 
-        state = trainer.state
-        with self._phase("training"), MetricsWriter(self.folder.metrics) if self.rank == 0 else _nothing() as writer:
-            with self.screen.step("training", unit="steps") as step:
-                done = 0
+        def report(values: dict[str, Any]) -> None:
+            self.screen.metrics(values)
+            if writer is not None:
+                writer.write({name: value for name, value in values.items() if name != "total_steps"})
 
-                def report(values: dict[str, Any]) -> None:
-                    nonlocal done
-                    assert writer is not None
-                    writer.write({name: value for name, value in values.items() if name != "total_steps"})
-                    self.screen.metrics(values)
-                    step.advance(values["step"] - done)
-                    done = values["step"]
+        return Reporter(trainer, report, step.advance)
 
-                trainer.add_callback(Reporter(trainer, report))
-                result = trainer.train()
-        shutil.rmtree(self.folder.path / ".staging", ignore_errors=True)
+    def _note_training(self, trainer: Any, mean_loss: float) -> None:
         state = trainer.state
         tokens, trained = _total(trainer, "tokens_seen"), _total(trainer, "trained_seen")
-        seconds = self.outcome.seconds["training"]
         losses = [entry for entry in state.log_history if "loss" in entry]
         evals = [entry for entry in state.log_history if "eval_loss" in entry]
         self.outcome.training = {
@@ -168,16 +171,13 @@ class Session:
             "epochs": round(state.epoch or 0.0, 4),
             "tokens": tokens,
             "trained_tokens": trained,
-            "tokens_per_second": round(tokens / seconds, 1),
-            "final_loss": losses[-1]["loss"] if losses else result.training_loss,
+            "tokens_per_second": round(tokens / self.outcome.seconds["training"], 1),
+            "final_loss": losses[-1]["loss"] if losses else mean_loss,
             "final_eval_loss": evals[-1]["eval_loss"] if evals else None,
         }
         if state.best_global_step:
-            self.outcome.training["best"] = {
-                "step": state.best_global_step,
-                "metric": "eval_loss",
-                "value": state.best_metric,
-            }
+            best = {"step": state.best_global_step, "metric": "eval_loss", "value": state.best_metric}
+            self.outcome.training["best"] = best
 
     def _save(self, trainer: Any) -> None:
         with self._phase("saving"):
@@ -198,11 +198,6 @@ class Session:
         ledger.check(self.plan.recipe.data.max_drop_rate)
         ledger.save(self.folder.ledger)
         self.outcome.data = {"fingerprint": stream.content.hexdigest(), "splits": ledger.summary()}
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield None
 
 
 def _total(trainer: TunekitTrainer, name: str) -> int:

@@ -97,7 +97,8 @@ class TunekitTrainer:
             DivergedError: it is not finite; the optimizer has not stepped.
         """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
-        if norm is not None and not math.isfinite(norm):
+        # in fp16 the gradient scaler itself skips such a step and lowers its scale
+        if norm is not None and not self.args.fp16 and not math.isfinite(norm):
             raise DivergedError(
                 f"the gradient norm of step {self.state.global_step + 1} is {float(norm)}",
                 where=f"step {self.state.global_step + 1}",
@@ -152,14 +153,18 @@ class TunekitTrainer:
 class Reporter(TrainerCallback):
     """Hands every logged value on, with the rates since the last log, on the main process only."""
 
-    def __init__(self, trainer: TunekitTrainer, report: Report) -> None:
-        self.trainer, self.report = trainer, report
+    def __init__(self, trainer: TunekitTrainer, report: Report, advance: Callable[[], None]) -> None:
+        self.trainer, self.report, self.advance = trainer, report, advance
         self.started = self.last = time.perf_counter()
         self.tokens = self.trained = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Starts the clock."""
         self.started = self.last = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Moves the bar."""
+        self.advance()
 
     def on_log(
         self,
