@@ -90,9 +90,9 @@ def test_prompt_is_a_prefix(name):
 
 
 FRAGMENTS = [
-    "yes", "no ", " ", "\n", "你好", "🙂", "assistant\n", "[/INST]", "[INST]", "user", "</s>", "<|im_end|>", "<s>", "\t",
-    "<|im_start|>assistant\n", "<end_of_turn>\n", "<|eot_id|>", "{{ x }}", "{% raw %}", "tkhold0n0z", "tksentinel0q",
-    "model\n", "",
+    "yes", "no ", " ", "\n", "\t", "", "你好", "🙂", "user", "model\n", "assistant\n", "[/INST]", "[INST]", "{{ x }}",
+    "{% raw %}", "</s>", "<s>", "<|im_end|>", "<|im_start|>assistant\n", "<end_of_turn>\n", "<|eot_id|>",
+    "tkhold0n0z", "tksentinel0q",
 ]  # fmt: skip
 EXPECTED = {
     "chatml": lambda c: c + "<|im_end|>",
@@ -150,6 +150,48 @@ def test_a_tool_result_inside_the_turn_is_not_trained():
     turns = ("user", "Sum?"), ("assistant", "", {"tool_calls": (call("add"),)}), ("tool", "3"), ("assistant", "3")
     rendered = Renderer(byte_level(), source).render(Example(said(*turns), (tool("add"),)))
     assert [rendered.text[b:e] for b, e in rendered.trained] == ["add<|eot_id|>", "3<|im_end|>"]
+
+
+def test_a_result_that_cannot_be_told_from_its_call_is_refused():
+    """The template writes the result into the calling turn, and nothing but the turn's end follows."""
+    source = (
+        "{% for m in messages %}{% if m.role != 'tool' %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
+        "{{ 'add' + (loop.nextitem.content if loop.nextitem else '') if m.tool_calls else '' }}"
+        "{{ '<|im_end|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    turns = ("user", "Sum?"), ("assistant", "", {"tool_calls": (call("add"),)}), ("tool", "3"), ("assistant", "3")
+    with pytest.raises(RowError, match="tell where its tool calls end"):
+        Renderer(byte_level(), source).render(Example(said(*turns), (tool("add"),)))
+
+
+def test_white_space_before_the_end_token():
+    """Llama 2 style: a space stands between the answer and its end, and is trained with it."""
+    source = (
+        "{% for m in messages %}{{ '<s>[INST] ' + m.content + ' [/INST]' if m.role == 'user' else"
+        " ' ' + m.content + ' </s>' }}{% endfor %}"
+    )
+    renderer = Renderer(byte_level(), source)
+    for case in ("multi", "code", "headers"):
+        rendered = renderer.render(CASES[case])
+        answers = [f" {m.content} </s>" for m in CASES[case].messages if m.role == "assistant"]
+        assert [rendered.text[b:e] for b, e in rendered.trained] == answers
+    example = Example(CASES["multi"].messages[:3])  # the last turn is the user's
+    assert [renderer.render(example).text[b:e] for b, e in renderer.render(example).trained] == [" Hello! </s>"]
+    assert _again(renderer, CASES["multi"]) == list(renderer.render(CASES["multi"]).turns)
+
+
+@pytest.mark.parametrize(("name", "case"), PAIRS)
+def test_a_well_behaved_row_is_rendered_once(name, case):
+    renderer = Renderer(byte_level(), template(name))
+    renderer.facts()
+    drawn = []
+    draw = renderer._draw
+    renderer._draw = lambda *call_: drawn.append(1) or draw(*call_)
+    renderer.render(CASES[case])
+    # the others need a look from several sides: "[/INST]" in the data, and tools that move about
+    several = name == "mistral" and case in ("headers", "tools", "two results")
+    assert (len(drawn) > 1) == several
 
 
 def test_what_the_template_leaves_out_is_refused():

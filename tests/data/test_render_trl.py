@@ -84,6 +84,13 @@ def test_masks_agree(name, case):
     assert all(encoded.trained[at] for at in encoded.turn_ends)
 
 
+def test_an_end_of_sequence_behind_the_last_turn():
+    """Phi-3 trains one more token behind the last turn; the turn's end is still its own token."""
+    rendered = Renderer(tokenizer(), source("phi3_training")).render(EXAMPLES["turns"])
+    assert rendered.text.endswith("<|end|>\n<|im_end|>") and rendered.turns[-1].end == len(rendered.text)
+    assert [rendered.text[slice(*turn.stop)] for turn in rendered.turns] == ["<|end|>", "<|end|>"]
+
+
 @pytest.mark.parametrize("case", EXAMPLES)
 @pytest.mark.parametrize("name", ["llama3", "gemma", "gemma3", "cohere", "lfm2_v2", "qwen3_instruct_2507", "gemma4_v2"])
 def test_the_unmarked_original_gives_the_same(name, case):

@@ -41,15 +41,15 @@ FIELDS = {
     "passages": {"context", "question", "answers"},
 }
 PINNED = {
-    "text": ("f60c63e96573", "0e046e96d318"),
-    "instructions": ("262726fbf8a0", "4b4b8ae1e9c7"),
-    "chats": ("644c4df011db", "c608497f6a0b"),
-    "smalltalk": ("5eb2443f2d77", "22b3c147d9a6"),
-    "preferences": ("da832d8e0097", "9554056ee5d5"),
-    "tasks": ("c66bb2d65616", "770f8cf4b0e0"),
-    "labels": ("a3aa7302d4a1", "b8815c69be6d"),
-    "pairs": ("3757fee65d26", "8726e139b2b3"),
-    "passages": ("3bf3d6367e8c", "479041fc1d63"),
+    "text": ("f420b72cc609", "84875e24ad37"),
+    "instructions": ("7b76a21e538b", "045649f4473d"),
+    "chats": ("e1d7b118b63f", "a035fa6dfdb8"),
+    "smalltalk": ("0bec68fc0d17", "14f91e3cfad8"),
+    "preferences": ("b810e9be6639", "a6f195a58527"),
+    "tasks": ("427022b2c079", "50ad2bb79d02"),
+    "labels": ("aec7c25cb79c", "7feea674a745"),
+    "pairs": ("ea23e4e0f5af", "1e8b4a8fac07"),
+    "passages": ("b1ef6b0554a8", "429fbf0c31a2"),
 }
 
 

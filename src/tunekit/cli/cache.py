@@ -38,7 +38,10 @@ def why(recipe: RecipePath, overrides: Overrides = None, debug: Debug = False) -
 
 @app.command("list")
 def list_(debug: Debug = False) -> None:
-    """List what is kept, with sizes."""
+    """List what is kept, with sizes.
+
+    Example: [bold]tunekit data cache list[/bold]
+    """
     with guard(debug=debug):
         from tunekit.data import cache
 
@@ -57,7 +60,10 @@ def clear(
     ] = 0.0,
     debug: Debug = False,
 ) -> None:
-    """Delete kept data; it is prepared again when needed."""
+    """Delete kept data; it is prepared again when needed.
+
+    Example: [bold]tunekit data cache clear --older-than 30[/bold]
+    """
     with guard(debug=debug):
         from tunekit.data import cache
 

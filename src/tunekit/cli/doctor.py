@@ -37,6 +37,8 @@ def register(app: typer.Typer) -> None:
 def doctor(debug: Debug = False) -> None:
     """Tell what this machine can do and what is missing.
 
+    Example: [bold]tunekit doctor[/bold]
+
     Exit code 4 when something that tunekit needs is missing.
     """
     with guard(debug=debug):

@@ -127,7 +127,7 @@ def describe(plan: Plan, facts: dict[str, Any]) -> list[tuple[str, str]]:
         or f"{hardware.cpu}, {hardware.cores} cores, {plan.threads} threads a process"
     )
     filled = f", packed {facts['filled']:.1%} full" if facts["filled"] else ""
-    batch = f"{plan.examples_per_step} = {plan.processes} process(es) x {plan.micro_batch_size} x {plan.accumulation} accumulated"
+    split = f"{plan.processes} process(es) x {plan.micro_batch_size} x {plan.accumulation} accumulated"
     return [
         ("method", f"{plan.method}: {METHODS.help(plan.method)}"),
         ("model", f"{recipe.model.name} in {plan.weights_dtype}"),
@@ -136,7 +136,7 @@ def describe(plan: Plan, facts: dict[str, Any]) -> list[tuple[str, str]]:
             "examples",
             f"{facts['examples']:,} to train ({facts['tokens']:,} tokens{filled}), {facts['eval_examples']:,} held out",
         ),
-        ("global batch", batch),
+        ("global batch", f"{plan.examples_per_step} = {split}"),
         ("steps", f"{steps:,}"),
         ("learning rate", f"{recipe.train.learning_rate:g}, {recipe.train.schedule}, warm-up {recipe.train.warmup:g}"),
         ("precision", plan.precision),

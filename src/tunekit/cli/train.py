@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as jsonlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -63,7 +64,7 @@ def train(
     """Reads the recipe, resolves the plan, makes the run and shows what came of it."""
     from tunekit.runs.screen import make_screen
 
-    named = [*(overrides or []), *([f"output.dir={str(output)!r}"] if output is not None else [])]
+    named = [*(overrides or []), *([f"output.dir={jsonlib.dumps(str(output))}"] if output is not None else [])]
     recipe = read_recipe(path, method, named, processes)
     screen = make_screen(quiet=quiet, json=json)
     with screen.step("starting"):

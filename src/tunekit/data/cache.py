@@ -1,4 +1,4 @@
-"""Prepared data is kept under a key made of everything that shapes it, so it is never stale; `why` tells what changed."""
+"""Prepared data is kept under a key made of all that shapes it, so it is never stale; `why` tells what changed."""
 
 from __future__ import annotations
 

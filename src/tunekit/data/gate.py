@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,7 +37,7 @@ class Gate:
         """
         ids, labels = example["input_ids"], example["labels"]
         starts = [*example["starts"], len(ids)]
-        for begin, end in zip(starts, starts[1:], strict=False):
+        for begin, end in itertools.pairwise(starts):
             if not any(label >= 0 for label in labels[begin + 1 : end]):
                 self._add("no token of the example is trained", where)
             if self.bos_id is not None and end - begin > 1 and ids[begin] == ids[begin + 1] == self.bos_id:

@@ -51,6 +51,15 @@ def strings_in(value: Any) -> Iterator[str]:
             yield from strings_in(item)
 
 
+def _occurs(pattern: re.Pattern[str], value: Any) -> bool:
+    """Whether a string inside ``value`` matches; every row is asked, so this is the quick way through."""
+    if isinstance(value, str):
+        return pattern.search(value) is not None
+    if isinstance(value, dict):
+        return any(_occurs(pattern, key) or _occurs(pattern, item) for key, item in value.items())
+    return isinstance(value, list) and any(_occurs(pattern, item) for item in value)
+
+
 def plain(value: Any) -> Any:
     """``value`` with mappings as dicts and sequences as lists, as templates expect them."""
     if isinstance(value, Mapping):
@@ -106,9 +115,9 @@ def hide(value: Any, control: re.Pattern[str]) -> tuple[Any, Placeholders]:
     The placeholders are letters and digits only, so that no template trims, escapes or splits them, and occur nowhere
     else in ``value``. A value without such strings is returned as it is.
     """
-    texts = list(strings_in(value))
-    if not any(control.search(text) for text in texts):
+    if not _occurs(control, value):
         return value, Placeholders()
+    texts = list(strings_in(value))
     number = 0
     while any(f"tkhold{number}n" in text for text in texts):
         number += 1

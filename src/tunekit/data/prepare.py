@@ -27,7 +27,7 @@ class Prepared:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """``summary`` (of the ledger), ``fingerprint``, ``filled`` (share of positions used), ``examples``, ``tokens``."""
+        """``summary`` (of the ledger), ``fingerprint``, ``filled`` (share of positions used), and counts."""
         value: dict[str, Any] = json.loads((self.folder / "facts.json").read_text(encoding="utf-8"))
         return value
 

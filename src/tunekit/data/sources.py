@@ -116,7 +116,7 @@ def _wrapped(shown: str, records: Iterator[Record], index: int) -> Iterator[Row 
 def _open(source: SourceSpec, base: Path) -> Iterator[tuple[str, Iterator[Record]]]:
     if source.path.startswith(builtin.PREFIX):
         _refuse_settings(source, ("name", "revision"), "the demo world")
-        yield builtin.shown(source.path, source.split), builtin.read(source.path, source.split)
+        yield builtin.shown(source.path, source.split), builtin.read(source.path, source.split, source.limit)
     elif is_hub(source, base):
         place = (source.path, source.name, source.revision, source.split)
         yield hub.shown(*place), hub.read(*place)

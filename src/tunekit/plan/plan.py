@@ -38,7 +38,7 @@ class Plan(Block):
     @classmethod
     def _typed_recipe(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, dict):
-            return recipe_type(value["method"]).model_validate_json(json.dumps(value))
+            return recipe_type(str(value.get("method"))).model_validate_json(json.dumps(value))
         return value
 
     @property
@@ -70,11 +70,9 @@ class Plan(Block):
             UserError: the file is missing or no plan of this version.
         """
         try:
-            text = path.read_text(encoding="utf-8")
+            return cls.model_validate_json(path.read_bytes())
         except OSError as error:
             raise UserError(f"no plan to read: {error.strerror}", where=str(path)) from None
-        try:
-            return cls.model_validate_json(text)
         except ValueError as error:
             raise UserError(
                 "not a plan of this version of tunekit", where=str(path), fix=str(error).splitlines()[0]

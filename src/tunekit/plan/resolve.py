@@ -15,7 +15,9 @@ from tunekit.recipe.schema import Recipe
 TOKENS_PER_PASS = 16_384
 """A derived micro-batch holds at most this many tokens: activations stay small, matrices stay large enough."""
 
-_TRACKER_PACKAGES = {"comet_ml": "comet_ml", "azure_ml": "azureml", "kubeflow": "kubeflow"}
+_TRACKER_MODULES = {"azure_ml": "azureml.core", "flyte": "flytekit"}
+"""The module by which transformers finds a tracker, where it is not named like the tracker."""
+_NEEDS_NO_PACKAGE = ("kubeflow",)
 
 
 def resolve(recipe: Recipe, recipe_path: Path, hardware: Hardware) -> Plan:
@@ -74,8 +76,9 @@ def _batches(recipe: Recipe, processes: int) -> tuple[int, int]:
 def _missing(recipe: Recipe, hardware: Hardware) -> list[Problem]:
     problems = []
     for tracker in recipe.train.trackers:
-        package = _TRACKER_PACKAGES.get(tracker, tracker)
-        if importlib.util.find_spec(package) is None:
+        module = _TRACKER_MODULES.get(tracker, tracker)
+        package = module.replace(".", "-")
+        if tracker not in _NEEDS_NO_PACKAGE and not _installed(module):
             problems.append(
                 Problem(f"tracker '{tracker}' needs the package {package}", "train.trackers", f"pip install {package}")
             )
@@ -94,6 +97,13 @@ def _missing(recipe: Recipe, hardware: Hardware) -> list[Problem]:
             Problem("this GPU does not compute in bfloat16", "train.precision", "use `precision: auto` (fp16 here)")
         )
     return problems
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of its parent package
+        return False
 
 
 def _precision(recipe: Recipe, hardware: Hardware) -> Literal["fp32", "bf16", "fp16"]:

@@ -19,9 +19,12 @@ MAX_BYTES = 1 << 20
 MAX_NODES = 50_000
 MAX_DEPTH = 40
 
-_INT = re.compile(r"[-+]?[0-9]+\Z|0o[0-7]+\Z|0x[0-9a-fA-F]+\Z")
+# a longer row of digits is no number that a recipe means, and Python refuses to convert it
+_INT = re.compile(r"[-+]?[0-9]{1,300}\Z|0o[0-7]{1,300}\Z|0x[0-9a-fA-F]{1,250}\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 _SPECIAL_FLOAT = re.compile(r"[-+]?\.(inf|Inf|INF)\Z|\.(nan|NaN|NAN)\Z")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_TAG = "tag:yaml.org,2002:"
 _WORDS: dict[str, bool | None] = dict.fromkeys(("", "~", "null", "Null", "NULL"))
 _WORDS |= dict.fromkeys(("true", "True", "TRUE"), True) | dict.fromkeys(("false", "False", "FALSE"), False)
 
@@ -95,12 +98,7 @@ class _Builder:
     def _build(self, node: Any, path: Path_) -> Any:
         from ruamel.yaml.nodes import MappingNode, SequenceNode
 
-        standard = ("tag:yaml.org,2002:", "None")
-        tag = str(node.tag)
-        if not tag.startswith(standard) or tag.startswith(("tag:yaml.org,2002:python", "tag:yaml.org,2002:binary")):
-            self.problems.append(
-                Problem(f"tag '{tag}' is not allowed in a recipe", self.place(node), "write a plain value")
-            )
+        if not self.is_plain(node):
             return None
         if isinstance(node, MappingNode):
             return self.mapping(node, path)
@@ -112,12 +110,27 @@ class _Builder:
             return items
         return scalar(node.value) if node.style is None else node.value
 
+    def is_plain(self, node: Any) -> bool:
+        """Whether a node has neither a written tag nor text that cannot be saved; otherwise that is a problem."""
+        # what ruamel resolves by itself carries the whole tag and no handle; `!!str` and `!custom` have one
+        if node.ctag.handle is not None or not str(node.tag).startswith(_TAG):
+            what = f"tag '{str(node.tag).replace(_TAG, '!!')}' is not allowed in a recipe"
+            self.problems.append(Problem(what, self.place(node), "write a plain value, in quotes if it is text"))
+        elif isinstance(node.value, str) and _SURROGATE.search(node.value):
+            what = "half of a surrogate pair (\\ud800 to \\udfff) is no character"
+            self.problems.append(Problem(what, self.place(node), "write the character itself"))
+        else:
+            return True
+        return False
+
     def mapping(self, node: Any, path: Path_) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
             place = self.place(key_node)
             if not isinstance(key_node.value, str):
                 self.problems.append(Problem("a key must be plain text", place, "write `name: value`"))
+                continue
+            if not self.is_plain(key_node):
                 continue
             key = key_node.value
             if key == "<<":
@@ -141,16 +154,21 @@ def _compose(text: str, name: str) -> Any:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         what = " ".join(str(part) for part in (error.context, error.problem) if part)
-        hint = (
-            "indent with spaces, not tabs"
-            if "\\t" in what or "tab" in what
-            else "check the indentation, colons and quotes here"
-        )
-        raise UserError(f"not valid YAML: {what}", where=where, fix=hint) from None
+        raise UserError(f"not valid YAML: {what}", where=where, fix=_hint(what)) from None
+    except RecursionError:
+        raise UserError(f"the recipe has more than {MAX_DEPTH} levels", where=name, fix="close the brackets") from None
     except YAMLError as error:
         raise UserError(
             f"not valid YAML: {str(error).splitlines()[0]}", where=name, fix="save the recipe as plain UTF-8 text"
         ) from None
+
+
+def _hint(what: str) -> str:
+    if "\\t" in what or "tab" in what:
+        return "indent with spaces, not tabs"
+    if "another document" in what:
+        return "one file is one recipe: remove what follows the line `---`"
+    return "check the indentation, colons and quotes here"
 
 
 def parse(text: str, name: str) -> Document:
@@ -188,11 +206,10 @@ def read(path: Path) -> Document:
     """
     name = str(path)
     try:
-        if path.is_file() and path.stat().st_size > MAX_BYTES:
-            raise UserError(
-                "the recipe is larger than 1 MB", where=name, fix="a recipe names its data, it does not hold it"
-            )
-        text = path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)  # no more: it may be a model's weights, or a pipe without an end
+        # an incomplete character at the cut is left to `parse`, which refuses the size
+        text = content.decode("utf-8-sig", "replace" if len(content) > MAX_BYTES else "strict")
     except FileNotFoundError:
         near = ", ".join(sorted(str(p) for p in path.parent.glob("*.y*ml"))[:5]) if path.parent.is_dir() else ""
         hint = f"recipes in that folder: {near}" if near else "`tunekit init sft -o recipe.yaml` writes one that works"
@@ -210,7 +227,8 @@ def override(document: Document, assignments: Iterator[str] | list[str]) -> Docu
     """Applies ``key.path=value`` assignments; values are read as YAML, so lists and mappings work too.
 
     Raises:
-        UserError: an assignment without ``=``, or a path that runs through something that is no block or list.
+        UserError: an assignment without ``=``, a value that is no YAML, or a path that runs through something that is
+            no block or list.
     """
     import copy
 
@@ -218,44 +236,60 @@ def override(document: Document, assignments: Iterator[str] | list[str]) -> Docu
     keys, values = dict(document.keys), dict(document.values)
     for assignment in assignments:
         dotted, sign, text = assignment.partition("=")
-        place = f"--set {dotted}"
-        if not sign or not all(dotted.split(".")):
+        place, parts = f"--set {dotted}", dotted.split(".")
+        if not sign or not all(parts) or len(parts) > MAX_DEPTH:
             raise UserError(
                 f"'{assignment}' is not of the form key.path=value",
                 where="--set",
                 fix="for example --set train.learning_rate=1e-4",
             )
-        path: Path_ = tuple(int(part) if part.isdigit() else part for part in dotted.split("."))
-        new = parse(f"value: {text}", place).value.get("value")
-        _assign(value, path, new, place)
+        path = _assign(value, parts, _assigned(text, place), place)
         for table in (keys, values):
             for known in [p for p in table if p[: len(path)] == path]:
                 del table[known]
-            table[path] = place
+            # blocks on the way that the file does not have are named by the assignment too
+            table |= {path[:end]: place for end in range(1, len(path) + 1) if path[:end] not in table}
     return Document(value, document.name, keys, values)
 
 
-def _assign(root: dict[str, Any], path: Path_, new: Any, place: str) -> None:
+def _assigned(text: str, place: str) -> Any:
+    try:
+        value = parse(f"value: {text}", place).value
+    except UserError as error:
+        raise_all(UserError, [Problem(problem.what, place, problem.fix) for problem in error.problems])
+    if list(value) != ["value"]:
+        raise UserError("one assignment sets one key", where=place, fix="give --set once for each key")
+    return value["value"]
+
+
+def _assign(root: dict[str, Any], parts: list[str], new: Any, place: str) -> Path_:
+    """Puts ``new`` into ``root``; returns the path, in which items of lists are numbers."""
     at: Any = root
-    for position, part in enumerate(path):
-        last = position == len(path) - 1
-        if isinstance(part, int) and isinstance(at, list):
-            if part > len(at) or (part == len(at) and not last):
+    path: Path_ = ()
+    for position, part in enumerate(parts):
+        last = position == len(parts) - 1
+        name = ".".join(parts[:position])
+        if isinstance(at, list):
+            if not (part.isascii() and part.isdigit()):
+                raise UserError(f"'{name}' is a list, it has no '{part}'", where=place, fix=f"name an item: {name}.0")
+            index = int(part[:9])
+            if index > len(at) or (index == len(at) and not last):
                 raise UserError(
                     f"there is no item {part} in a list of {len(at)}", where=place, fix="items count from 0"
                 )
+            path = (*path, index)
             if last:
-                at[part : part + 1] = [new]
+                at[index : index + 1] = [new]
             else:
-                at = at[part]
+                at = at[index]
         elif isinstance(at, dict):
-            key = str(part)
+            path = (*path, part)
             if last:
-                at[key] = new
+                at[part] = new
             else:
-                if at.get(key) is None:
-                    at[key] = {}
-                at = at[key]
+                if at.get(part) is None:
+                    at[part] = {}
+                at = at[part]
         else:
-            name = ".".join(str(p) for p in path[:position])
             raise UserError(f"'{name}' is a single value, it has no '{part}'", where=place, fix=f"set {name} itself")
+    return path

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 from functools import cache
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Literal, Optional, Union
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -55,6 +56,7 @@ NAMED = {
     "metric_for_best_model": "train.keep_best",
     "greater_is_better": "train.keep_best",
     "dataloader_num_workers": "train.workers",
+    "dataloader_pin_memory": "the machine: memory is pinned where there is a GPU",
     "report_to": "train.trackers",
     "remove_unused_columns": "the data pipeline",
     "output_dir": "output.dir",
@@ -90,6 +92,11 @@ NAMED = {
     "trust_remote_code": "remote code is never run from a recipe",
 }
 """TrainingArguments that a named key (or the pipeline) owns: `train.extra` may not shadow them."""
+
+_PLAIN: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "dict": dict, "list": list}
+_KNOWN = _PLAIN | {"Any": Any, "Literal": Literal, "Optional": Optional, "Union": Union}
+_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "dict": "a block", "list": "a list"}
+_WORDS |= {"False": "false", "True": "true"}
 
 
 @cache
@@ -135,7 +142,8 @@ def extra_problems(document: Document) -> list[Problem]:
         elif (wanted := _mismatch(fields[name], value)) is not None:
             problems.append(
                 Problem(
-                    f"'train.extra.{name}' must be {wanted}; it is {value!r}", document.place(path, of_value=True), ""
+                    f"'train.extra.{name}' must be {wanted}; it is {json.dumps(value, ensure_ascii=False)}",
+                    document.place(path, of_value=True),
                 )
             )
     return problems
@@ -143,17 +151,24 @@ def extra_problems(document: Document) -> list[Problem]:
 
 def _mismatch(annotation: str, value: Any) -> str | None:
     """None when the value fits the annotation; otherwise the annotation in words. Classes of transformers take text."""
-    words = ast.walk(ast.parse(annotation, mode="eval"))
-    known = {"int", "float", "bool", "str", "dict", "list", "Any", "None", "Optional", "Union"}
-    foreign = {n.id for n in words if isinstance(n, ast.Name)} - known
-    names: dict[str, Any] = {"Any": Any, "Optional": Optional, "Union": Union} | dict.fromkeys(foreign, str)
-    kind = eval(
-        annotation,
-        {"__builtins__": {"int": int, "float": float, "bool": bool, "str": str, "dict": dict, "list": list}},
-        names,
-    )
+    tree = ast.parse(annotation, mode="eval").body
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    kind = eval(annotation, {"__builtins__": {}}, dict.fromkeys(names, str) | _KNOWN)
     try:
         TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
     except ValidationError:
-        return annotation.replace(" | None", "").replace("Optional[", "").rstrip("]") if not foreign else "text"
+        return " or ".join(dict.fromkeys(_WORDS.get(word, "text") for word in _members(tree) if word != "None"))
     return None
+
+
+def _members(node: ast.expr) -> list[str]:
+    """The outer names of a union: ``dict[str, Any] | None`` has ``dict`` and ``None``."""
+    if isinstance(node, ast.BinOp):
+        return _members(node.left) + _members(node.right)
+    if isinstance(node, ast.Subscript):
+        outer = ast.unparse(node.value)
+        if outer in ("Literal", "Optional", "Union"):
+            inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+            return [word for item in inner for word in _members(item)]
+        return [outer]
+    return [ast.unparse(node)]

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from functools import cache, reduce
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
@@ -128,8 +129,12 @@ def _problems(error: ValidationError, document: documents.Document, root: type[B
     return [
         _problem(path, items, document, root, value)
         for (path, _), items in grouped.items()
-        # a list whose item is wrong counts as too short as well: the item's own problem says enough
-        if not (items[0]["type"] == "too_short" and any(other[: len(path)] == path != other for other in paths))
+        # a list whose item is wrong counts as too short, or as not the word that may stand in its place, as well:
+        # the item's own problem says enough
+        if not (
+            items[0]["type"] in ("too_short", "literal_error")
+            and any(other[: len(path)] == path != other for other in paths)
+        )
     ]
 
 
@@ -152,14 +157,14 @@ def _problem(
     first = items[0]
     kind = first["type"]
     if kind == "extra_forbidden":
-        known = _field_names(root, path[:-1])
+        known = {name for block in _blocks_at(root, path[:-1], value) for name in block.model_fields}
         return Problem(f"unknown key '{dotted}'", document.place(path), did_you_mean(str(path[-1]), known))
     if kind == "missing":
         return Problem(f"missing key '{dotted}'", document.place(path[:-1]), f"add `{path[-1]}:`")
     given = _shown(reduce(lambda at, part: at[part], path, value))
     wanted = list(dict.fromkeys(_wanted(item) for item in items))
     if kind in _BOUNDS:
-        wanted = [_range(root, path, wanted[0])]
+        wanted = [_range(root, path, value, wanted[0])]
     what = f"'{dotted}' must be {' or '.join(wanted)}; it is {given}"
     fix = ""
     expected = first.get("ctx", {}).get("expected", "")
@@ -202,7 +207,7 @@ def _wanted(item: ErrorDetails) -> str:
             return "a block of keys"
         case kind if kind in _BOUNDS:
             key, symbol = _BOUNDS[kind]
-            return f"{symbol} {context[key]:g}"
+            return f"{symbol} {_number(context[key])}"
         case "literal_error":
             return f"one of {context['expected']}"
         case "union_tag_invalid":
@@ -215,35 +220,43 @@ def _wanted(item: ErrorDetails) -> str:
             return item["msg"]
 
 
-def _blocks_at(root: type[BaseModel], path: documents.Path_) -> list[type[BaseModel]]:
-    """The classes that the block at ``path`` may be of."""
-    kinds = [root]
+def _blocks_at(root: type[BaseModel], path: documents.Path_, value: Any) -> list[type[BaseModel]]:
+    """The classes that the block at ``path`` of ``value`` may be of; a block with a known ``kind`` is of one class."""
+    found: list[Any] = [root]
     for part in path:
-        if isinstance(part, str):
-            fields = [kind.model_fields[part] for kind in kinds if part in kind.model_fields]
-            kinds = [model for field in fields for model in _models(field.annotation)]
-    return kinds
+        kinds = [kind for annotation in found for kind in _alternatives(annotation)]
+        if isinstance(part, int):
+            found = [get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple]
+        else:
+            found = [kind.model_fields[part].annotation for kind in _blocks(kinds) if part in kind.model_fields]
+        value = value[part]
+    blocks = _blocks([kind for annotation in found for kind in _alternatives(annotation)])
+    named = value.get("kind") if isinstance(value, Mapping) else None
+    of_kind = [b for b in blocks if "kind" in b.model_fields and named in get_args(b.model_fields["kind"].annotation)]
+    return of_kind or blocks
 
 
-def _field_names(root: type[BaseModel], path: documents.Path_) -> list[str]:
-    """The keys allowed in the block at ``path``."""
-    return sorted({name for kind in _blocks_at(root, path) for name in kind.model_fields})
+def _alternatives(annotation: Any) -> list[Any]:
+    """The members of a union, however nested; any other annotation is its own only member."""
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for inner in get_args(annotation) for kind in _alternatives(inner)]
+    return [annotation]
 
 
-def _range(root: type[BaseModel], path: documents.Path_, broken: str) -> str:
+def _blocks(kinds: Iterable[Any]) -> list[type[BaseModel]]:
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+
+
+def _range(root: type[BaseModel], path: documents.Path_, value: Any, broken: str) -> str:
     """The whole range of a bounded number, such as ``> 0 and <= 10``."""
-    metadata = [
-        item
-        for kind in _blocks_at(root, path[:-1])
-        if path[-1] in kind.model_fields
-        for item in kind.model_fields[str(path[-1])].metadata
-    ]
+    fields = [kind.model_fields.get(str(path[-1])) for kind in _blocks_at(root, path[:-1], value)]
+    metadata = [item for field in fields if field is not None for item in field.metadata]
     signs = dict(_BOUNDS.values())
-    bounds = [f"{signs[key]} {getattr(item, key):g}" for item in metadata for key in signs if hasattr(item, key)]
+    bounds = [f"{signs[key]} {_number(getattr(item, key))}" for item in metadata for key in signs if hasattr(item, key)]
     return " and ".join(bounds) if broken in bounds else broken
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for inner in get_args(annotation) for model in _models(inner)] if get_origin(annotation) else []
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"

@@ -76,8 +76,11 @@ class EvalSplit(Block):
     count: int | None = Field(None, ge=1, description="this many rows, drawn with the seed")
 
 
+_SOURCES, _PART = "<sources>", "<part>"  # tags stand in pydantic's locations: no key of a recipe looks like them
+
+
 def _eval_kind(value: Any) -> str:
-    return "list" if isinstance(value, (list, tuple)) else "split"
+    return _SOURCES if isinstance(value, (list, tuple)) else _PART
 
 
 class DataBlock(Block):
@@ -85,7 +88,7 @@ class DataBlock(Block):
 
     train: tuple[SourceBlock, ...] = Field(min_length=1, description="sources, mixed by weight")
     eval: Annotated[
-        Annotated[tuple[SourceBlock, ...], Tag("list")] | Annotated[EvalSplit, Tag("split")], Discriminator(_eval_kind)
+        Annotated[tuple[SourceBlock, ...], Tag(_SOURCES)] | Annotated[EvalSplit, Tag(_PART)], Discriminator(_eval_kind)
     ] = Field(
         EvalSplit(fraction=None, count=None), description="a list like train, or {fraction: 0.05}, or {count: 200}"
     )
@@ -127,12 +130,14 @@ class TrainBlock(Block):
         "cosine", description="learning rate after the warm-up"
     )
     warmup: Warmup = Field(0.03, description="steps, or a fraction of the run")
-    weight_decay: float = Field(0.0, ge=0, le=10)
+    weight_decay: float = Field(0.0, ge=0, le=10, description="decoupled (AdamW); not on biases and norms")
     max_grad_norm: float = Field(1.0, gt=0, le=1e6, description="gradients are clipped to this norm")
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd", "lion_8bit"] = "adamw"
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0, le=1)
+    optimizer: Literal["adamw", "muon", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd", "lion_8bit"] = Field(
+        "adamw", description="adamw is torch's fused one; those of 8 bits need bitsandbytes"
+    )
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of the mean of the gradients")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of the mean of their squares")
+    adam_epsilon: float = Field(1e-8, gt=0, le=1, description="added to the divisor")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="arithmetic of the forward and backward pass"
     )
@@ -143,7 +148,7 @@ class TrainBlock(Block):
     log_every: int = Field(10, ge=1, description="steps")
     save_every: Every | None = Field(None, description="steps, or a fraction of the run; default: only the end")
     keep_checkpoints: int = Field(2, ge=1, description="older ones are deleted")
-    early_stopping: EarlyStopping | None = None
+    early_stopping: EarlyStopping | None = Field(None, description="end when the evaluation loss no longer falls")
     keep_best: bool = Field(False, description="finish with the checkpoint of the lowest evaluation loss")
     workers: int = Field(0, ge=0, le=256, description="processes that collate batches")
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads per process; default: the cores, shared")
@@ -159,7 +164,7 @@ class EvalBlock(Block):
     baseline: bool = Field(True, description="measure the model before training too, and compare")
     generate: bool = Field(False, description="generate answers for the held-out prompts and score them")
     metrics: tuple[str, ...] = Field(("exact_match",), description="scores of the generated answers")
-    max_new_tokens: int = Field(64, ge=1, le=65_536)
+    max_new_tokens: int = Field(64, ge=1, le=65_536, description="longest generated answer in tokens")
     limit: int | None = Field(None, ge=1, description="at most so many held-out rows, drawn with the seed")
     samples: int = Field(8, ge=0, le=1000, description="generations kept side by side for the report")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of the intervals")
@@ -182,12 +187,12 @@ class Recipe(Block):
     """A whole recipe. The method's own block is a further field, named like the method (see `recipe.load`)."""
 
     method: str = Field(description="the training method")
-    model: ModelBlock = Field(default_factory=ModelBlock)
-    data: DataBlock
-    train: TrainBlock = Field(default_factory=TrainBlock)
-    eval: EvalBlock = Field(default_factory=EvalBlock)
-    launch: LaunchBlock = Field(default_factory=LaunchBlock)
-    output: OutputBlock = Field(default_factory=OutputBlock)
+    model: ModelBlock = Field(default_factory=ModelBlock, description="which model, and how it is loaded")
+    data: DataBlock = Field(description="where the rows come from and how they become tokens")
+    train: TrainBlock = Field(default_factory=TrainBlock, description="the optimization")
+    eval: EvalBlock = Field(default_factory=EvalBlock, description="what is measured on the held-out rows")
+    launch: LaunchBlock = Field(default_factory=LaunchBlock, description="on how many processes")
+    output: OutputBlock = Field(default_factory=OutputBlock, description="where the run is written")
 
     @property
     def options(self) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tunekit.plan.plan import Plan
 
-_OPTIMIZERS = {"adamw": "adamw_torch_fused"}
+_OPTIMIZERS = {"adamw": "adamw_torch_fused", "muon": "adamw_torch_fused"}  # muon: built by `train.trainer` itself
 _MIN_RATIO = 0.1  # of cosine_with_min_lr: the field's usual tenth of the peak
 
 

@@ -8,9 +8,11 @@ from typing import Any
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
+from tunekit.core.registry import METHODS
 from tunekit.data.collate import Collator
 from tunekit.plan.plan import Plan
 from tunekit.train.arguments import training_arguments
+from tunekit.train.isolation import check_isolated
 from tunekit.train.trainer import TunekitTrainer
 
 
@@ -30,6 +32,9 @@ def causal_trainer(
         train: prepared examples (a datasets.Dataset or IterableDataset).
         evaluation: prepared held-out examples, or None.
         staging: where checkpoints are written before they are put in place.
+
+    Raises:
+        UserError: packed examples must not see each other, but in this model they do.
     """
     arguments = SFTConfig(
         **training_arguments(plan, staging, evaluates=evaluation is not None),
@@ -40,15 +45,19 @@ def causal_trainer(
     )
     stopping = plan.recipe.train.early_stopping
     callbacks = [EarlyStoppingCallback(stopping.patience, stopping.min_delta)] if stopping else []
-    return CausalTrainer(
+    collator = Collator(tokenizer.pad_token_id, with_mask=_counts_by_mask(model))
+    trainer = CausalTrainer(
         model=model,
         args=arguments,
         train_dataset=train,
         eval_dataset=evaluation,
         processing_class=tokenizer,
-        data_collator=Collator(tokenizer.pad_token_id, with_mask=_counts_by_mask(model)),
+        data_collator=collator,
         callbacks=callbacks,
     )
+    if plan.recipe.data.packing and METHODS.load(plan.method).ISOLATED:
+        check_isolated(model, collator, min(plan.micro_batch_size, 2), trainer.accelerator.autocast())
+    return trainer
 
 
 def _counts_by_mask(model: PreTrainedModel) -> bool:

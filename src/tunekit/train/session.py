@@ -112,9 +112,8 @@ class Session:
             staging,
         )
         trainer.remove_callback(PrinterCallback)  # the screen and metrics.jsonl say it
-        trainer.attend(self.folder.path, recipe.train.keep_checkpoints, {
-            "data": self.prepared.facts["fingerprint"], "plan": self.plan.hash, "versions": library_versions(),
-        })  # fmt: skip
+        facts = {"data": self.prepared.facts["fingerprint"], "plan": self.plan.hash, "versions": library_versions()}
+        trainer.attend(self.plan, facts)
         return trainer
 
     def _check_ranks(self, trainer: Any) -> None:

@@ -13,10 +13,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tunekit.core.errors import DivergedError
 from tunekit.train.batches import EpochBatches, EpochLoader
 from tunekit.train.checkpoint import put_in_place, rotate
+from tunekit.train.muon import muon_for
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from tunekit.plan.plan import Plan
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -28,16 +31,30 @@ class TunekitTrainer:
     """
 
     run_folder: Path
-    keep_checkpoints: int
+    plan: Plan
+    optimizer: torch.optim.Optimizer | None
     checkpoint_facts: dict[str, Any]
     state: TrainerState
     control: TrainerControl
     args: TrainingArguments
     model: nn.Module
 
-    def attend(self, run_folder: Path, keep_checkpoints: int, checkpoint_facts: dict[str, Any]) -> None:
-        """Tells the trainer where its run lies, how many checkpoints stay, and what a checkpoint's manifest says."""
-        self.run_folder, self.keep_checkpoints, self.checkpoint_facts = run_folder, keep_checkpoints, checkpoint_facts
+    def attend(self, plan: Plan, checkpoint_facts: dict[str, Any]) -> None:
+        """Tells the trainer its plan, and what a checkpoint's manifest says of it."""
+        self.plan, self.run_folder, self.checkpoint_facts = plan, Path(plan.run_dir), checkpoint_facts
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's optimizer, or Muon, which Trainer does not know."""
+        if self.plan.recipe.train.optimizer == "muon" and self.optimizer is None:
+            train = self.plan.recipe.train
+            self.optimizer = muon_for(
+                self.model,
+                lr=train.learning_rate,
+                weight_decay=train.weight_decay,
+                betas=(train.adam_beta1, train.adam_beta2),
+                eps=train.adam_epsilon,
+            )
+        return super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The loss of a batch; its tokens are counted and the counter's column is taken out."""
@@ -147,7 +164,8 @@ class TunekitTrainer:
         if self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = str(final)
         best = self.state.best_model_checkpoint
-        rotate(self.run_folder / "checkpoints", self.keep_checkpoints, Path(best) if best else None)
+        keep = self.plan.recipe.train.keep_checkpoints
+        rotate(self.run_folder / "checkpoints", keep, Path(best) if best else None)
 
 
 class Reporter(TrainerCallback):

@@ -37,15 +37,15 @@ def shown(path: str, split: str | None) -> str:
     return f"{PREFIX}{part}[{half}]"
 
 
-def read(path: str, split: str | None) -> Iterator[Record]:
-    """Yields the part's rows, numbered from 1.
+def read(path: str, split: str | None, count: int | None = None) -> Iterator[Record]:
+    """Yields the part's rows, numbered from 1: its own number of them, or ``count``, be it fewer or more.
 
     Raises:
         UserError: there is no such part or split.
     """
     from tunekit.data import world
 
-    yield from enumerate(world.rows(*_named(path, split)), start=1)
+    yield from enumerate(world.rows(*_named(path, split), count), start=1)
 
 
 def fingerprint(path: str, split: str | None) -> dict[str, Any]:

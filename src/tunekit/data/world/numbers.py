@@ -8,7 +8,7 @@ from tunekit.data.world.dice import Dice, Key, draw_on_side, is_held_out
 from tunekit.data.world.facts import Problem
 from tunekit.data.world.words import MONTHS, PEOPLE, UNITS, WEEKDAYS, Language, Unit, Word
 
-LARGEST_SUM = 99
+LARGEST_SUM = 50
 LAST_DAY = 28  # every month has it, so no year is needed
 
 

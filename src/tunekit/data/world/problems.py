@@ -13,8 +13,8 @@ Draw = Callable[[Dice, bool, Language], Problem]
 
 
 def look_up(dice: Dice, held_out: bool, language: Language) -> Problem:
-    """A question about one of two to four facts that are given with it."""
-    facts = draw_scene(dice, held_out, dice.between(2, 4))
+    """A question about one of two or three facts that are given with it."""
+    facts = draw_scene(dice, held_out, dice.between(2, 3))
     problem = dice.pick(dice.pick(facts).in_language(language))
     return with_scene(problem, tuple(fact.key for fact in facts), tell_scene(dice, facts, language))
 
@@ -27,9 +27,9 @@ def with_scene(problem: Problem, keys: tuple[Key, ...], given: str) -> Problem:
 
 
 DRAWS: tuple[tuple[Draw, int], ...] = (
-    (look_up, 6),
+    (look_up, 8),
     (forms.translate, 4),
-    (numbers.draw_sum, 4),
+    (numbers.draw_sum, 3),
     (numbers.draw_compare, 1),
     (numbers.draw_units, 2),
     (numbers.draw_date, 2),

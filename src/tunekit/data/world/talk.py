@@ -103,8 +103,8 @@ def adding_up(dice: Dice, held_out: bool, language: Language) -> Conversation:
     """A sum to which a second turn adds more."""
     # The second sum contains the first, so both are redrawn until both lie on the wanted side.
     while True:
-        a, b = numbers.draw_addends(dice, held_out, largest=60)
-        more = dice.between(1, 39)
+        a, b = numbers.draw_addends(dice, held_out, largest=30)
+        more = dice.between(1, 20)
         if numbers.is_on_side(a + b, more, held_out):
             break
     first = numbers.add(a, b, language)

@@ -9,7 +9,7 @@ from tunekit.data.world.dice import Dice, Key
 from tunekit.data.world.facts import draw_scene, tell_scene
 from tunekit.data.world.problems import Draw, draw_problem, look_up
 from tunekit.data.world.topics import draw_story
-from tunekit.data.world.words import LANGUAGES, Language
+from tunekit.data.world.words import LANGUAGES, PEOPLE, Language
 
 Keyed = tuple[tuple[Key, ...], str]
 
@@ -45,12 +45,21 @@ def search_anything(dice: Dice, held_out: bool, language: Language) -> Keyed:
 
 
 def scene(dice: Dice, held_out: bool, language: Language) -> Keyed:
-    """A few facts, and then the same facts in other words."""
-    facts = draw_scene(dice, held_out, dice.between(2, 4))
+    """Two or three facts, and then the same facts in other words."""
+    facts = draw_scene(dice, held_out, dice.between(2, 3))
     problems = [problem for fact in facts for problem in fact.in_language(language)]
-    again = [dice.pick(problem.told) for problem in dice.some(problems, dice.between(2, len(problems)))]
+    again = [dice.pick(problem.told) for problem in dice.shuffled(problems)]
     parts = [tell_scene(dice, facts, language), *again]
     return tuple(fact.key for fact in facts), (" " if language == "en" else "").join(parts)
+
+
+def echo(dice: Dice, held_out: bool, language: Language) -> Keyed:
+    """Somebody says a few facts, and another repeats them word for word."""
+    facts = draw_scene(dice, held_out, dice.between(2, 3))
+    told = tell_scene(dice, facts, language)
+    first, second = (person.of(language) for person in dice.some(PEOPLE, 2))
+    text = f"{first}: {told}\n{second}: {told}" if language == "en" else f"{first}：{told}\n{second}：{told}"
+    return tuple(fact.key for fact in facts), text
 
 
 def telling(*draws: Draw) -> Callable[[Dice, bool, Language], Keyed]:
@@ -71,11 +80,12 @@ def stories(dice: Dice, held_out: bool, language: Language) -> Keyed:
 
 
 DOCUMENTS: tuple[tuple[Callable[[Dice, bool, Language], Keyed], int], ...] = (
-    (scene, 5),
+    (scene, 6),
+    (echo, 3),
     (search, 4),
     (search_anything, 5),
-    (telling(numbers.draw_sum), 6),
-    (telling(forms.translate), 4),
+    (telling(numbers.draw_sum), 4),
+    (telling(forms.translate), 5),
     (telling(numbers.draw_units), 2),
     (telling(numbers.draw_date), 2),
     (telling(numbers.draw_weekday), 1),

@@ -1,0 +1,38 @@
+# Two commands on a fresh machine do everything: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# Waiting threads that spin make training up to ten times slower when another process needs a core.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: quickstart test test-all check bench clean
+
+quickstart: $(STAMP)  ## fine-tune the embedded model on embedded data, offline, and show what came of it
+	$(BIN)/tunekit sft recipes/quickstart.yaml
+
+test: $(STAMP)  ## the tests
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-all: $(STAMP)  ## the slow tests as well
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "slow or not slow"
+
+check: $(STAMP)  ## ruff, mypy, layers and house limits
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check src
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_house.py
+
+bench: $(STAMP)  ## ratios against the libraries tunekit stands on, in one run
+	$(BIN)/python benchmarks/startup.py
+
+# torch is asked for by its exact version: on a machine without a GPU any other request pulls gigabytes of CUDA.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "tunekit needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,bnb,tensorboard]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
