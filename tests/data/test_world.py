@@ -145,19 +145,21 @@ def held_out_phrases() -> set[str]:
     return phrases
 
 
+def is_told(phrase: str, text: str) -> bool:
+    """Whether a text has the phrase as whole words; the plain search goes first because it is fast."""
+    if phrase not in text or not phrase.isascii():
+        return phrase in text
+    return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text) is not None
+
+
 def test_held_out_facts_are_not_told_in_any_train_split():
     everything = "\n".join(training_texts())
-    found = [
-        phrase
-        for phrase in held_out_phrases()
-        if re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)" if phrase.isascii() else re.escape(phrase), everything)
-    ]
-    assert found == []
+    assert [phrase for phrase in held_out_phrases() if is_told(phrase, everything)] == []
 
 
 def test_the_search_finds_a_planted_fact():
     phrase = sorted(held_out_phrases())[0]
-    assert phrase in "\n".join([*training_texts()[:10], f"Before. {phrase}. After."])
+    assert is_told(phrase, "\n".join([*training_texts()[:10], f"Before. {phrase}. After."]))
 
 
 SUMS = re.compile(r"(?<!\d)(\d+)(?: \+ | plus |加| and |和)(\d+)(?!\d)(?![中哪])")

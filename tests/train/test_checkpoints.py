@@ -45,17 +45,15 @@ def scripted(monkeypatch):
     """Evaluation losses by script, so that the best step is known; each evaluation also keeps the weights' hash."""
     from tunekit.train.trainer import TunekitTrainer
 
-    original, hashes = TunekitTrainer.evaluate, {}
+    hashes = {}
 
     def script(losses):
         def evaluate(self, *args, **kwargs):
-            import torch
-
             hashes[self.state.global_step] = hash_of(self.model)
-            state = torch.get_rng_state()
-            original(self, *args, **kwargs)
-            torch.set_rng_state(state)
-            return {"eval_loss": losses[self.state.global_step - 1]}
+            metrics = {"eval_loss": losses[self.state.global_step - 1]}
+            self.log(metrics)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
 
         monkeypatch.setattr(TunekitTrainer, "evaluate", evaluate)
         return hashes

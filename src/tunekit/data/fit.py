@@ -9,6 +9,7 @@ from typing import Any
 
 from tunekit.core.types import Encoded, Example, RowError
 from tunekit.data.collate import IGNORED
+from tunekit.data.gate import NO_END
 from tunekit.data.encode import RowEncoder
 from tunekit.data.render import Rendered, Renderer
 
@@ -59,11 +60,6 @@ class Fitter:
         """Identifies the chat template."""
         return self.renderer.template_hash
 
-    @property
-    def expects_end(self) -> bool:
-        """Whether every trained turn must end with a trained token that ends it."""
-        return True
-
     def encode(self, examples: Sequence[Example]) -> list[Encoding | str]:
         """Encodes a batch; an example that cannot be rendered gives the reason instead."""
         results: list[Rendered | str] = []
@@ -74,7 +70,7 @@ class Fitter:
                 results.append(str(error))
         encoded = iter(self.encoder.encode([item for item in results if isinstance(item, Rendered)]))
         return [
-            item if isinstance(item, str) else self._fit(next(encoded), example, item.document)
+            item if isinstance(item, str) else self._fit(next(encoded), example, item)
             for item, example in zip(results, examples, strict=True)
         ]
 
@@ -82,11 +78,11 @@ class Fitter:
         """Token ids that generation of the last assistant turn is prompted with."""
         return self.encoder.encode([self.renderer.render_prompt(example)])[0].input_ids
 
-    def _fit(self, encoded: Encoded, example: Example, document: bool) -> Encoding:
+    def _fit(self, encoded: Encoded, example: Example, rendered: Rendered) -> Encoding:
         size, limit = len(encoded.input_ids), self.max_length
         if not any(encoded.trained[1:]):
             return Encoding(encoded.text, size, lost="no text of the row is trained")
-        if document:
+        if rendered.document:
             return Encoding(encoded.text, size, tuple(self._row(encoded, a, b) for a, b in pieces(size, limit)))
         if size > limit and self.overlong != "truncate":
             words = f"{size:,} tokens, {limit:,} are allowed"
@@ -97,6 +93,8 @@ class Fitter:
                 encoded.text, size, lost="no trained token within data.max_length", detail=words, overlong=True
             )
         row = self._row(encoded, 0, min(size, limit))
+        if size <= limit and len(encoded.turn_ends) < trained_turns(rendered):
+            row["turn_ends"].append(NO_END)
         row |= {"prompt": _shown_prompt(example), "reference": example.messages[-1].content}
         return Encoding(encoded.text, size, (row,))
 
@@ -117,6 +115,11 @@ class Fitter:
             "prompt": "",
             "reference": "",
         }
+
+
+def trained_turns(rendered: Rendered) -> int:
+    """How many assistant turns have trained text."""
+    return sum(any(b < turn.end and turn.start < e for b, e in rendered.trained) for turn in rendered.turns)
 
 
 def pieces(size: int, limit: int) -> list[tuple[int, int]]:

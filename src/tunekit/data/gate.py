@@ -10,6 +10,8 @@ from typing import Any
 from tunekit.core.errors import DataError, Problem
 
 SHOWN = 5
+NO_END = -1
+"""Stands for the position of an end-of-turn token that a template does not write."""
 
 
 @dataclass
@@ -19,12 +21,10 @@ class Gate:
     Args:
         vocabulary: number of rows of the model's embedding.
         bos_id: beginning-of-sequence token, or None.
-        expects_end: whether every trained turn must end with a trained end-of-turn token (conversations).
     """
 
     vocabulary: int
     bos_id: int | None
-    expects_end: bool = True
     found: dict[str, list[str]] = field(default_factory=dict)
 
     def look(self, example: Mapping[str, Any], where: Callable[[], str]) -> None:
@@ -32,7 +32,8 @@ class Gate:
 
         Args:
             example: ``input_ids``, ``labels`` (length T; ignored: -100), ``turn_ends`` (positions of the end-of-turn
-                tokens of the trained turns), ``truncated``, ``starts`` (first positions of the packed examples).
+                tokens of the trained turns, NO_END for a turn without one), ``starts`` (first positions of the packed
+                examples).
             where: names the rows of the example.
         """
         ids, labels = example["input_ids"], example["labels"]
@@ -42,11 +43,10 @@ class Gate:
                 self._add("no token of the example is trained", where)
             if self.bos_id is not None and end - begin > 1 and ids[begin] == ids[begin + 1] == self.bos_id:
                 self._add("the text begins with two beginning-of-sequence tokens", where)
-        if self.expects_end and not example["truncated"]:
-            if not example["turn_ends"]:
-                self._add("no end-of-turn token follows the trained text", where)
-            elif any(labels[position] < 0 for position in example["turn_ends"]):
-                self._add("the end-of-turn token of a trained turn is not trained", where)
+        if NO_END in example["turn_ends"]:
+            self._add("no end-of-turn token follows the trained text", where)
+        if any(labels[position] < 0 for position in example["turn_ends"] if position != NO_END):
+            self._add("the end-of-turn token of a trained turn is not trained", where)
         if max(ids) >= self.vocabulary or min(ids) < 0:
             self._add(f"token {max(ids)} lies outside the model's embedding of {self.vocabulary} rows", where)
 

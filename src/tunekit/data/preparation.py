@@ -136,7 +136,7 @@ class Preparation:
 
     def _write_final(self, rows: RowFile) -> dict[str, Any]:
         """Writes the train and eval files through the gate; returns counts of what was written."""
-        gate = Gate(self.fitter.facts.vocabulary, self.fitter.facts.bos_id, self.fitter.expects_end)
+        gate = Gate(self.fitter.facts.vocabulary, self.fitter.facts.bos_id)
         gate.overlap(
             (str(self.ledger[held].origin), str(self.ledger[trained].origin)) for held, trained in self.overlaps
         )

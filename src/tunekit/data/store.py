@@ -108,7 +108,7 @@ def join(rows: Sequence[Mapping[str, Any]], isolated: bool) -> dict[str, Any]:
         starts.append(at)
         ids += row["input_ids"]
         labels += [IGNORED, *row["labels"][1:]]  # nothing precedes a first token: it cannot be predicted
-        ends += [at + end for end in row["turn_ends"]]
+        ends += [at + end if end >= 0 else end for end in row["turn_ends"]]
         positions += range(len(row["input_ids"]))
         at = len(ids)
     return {

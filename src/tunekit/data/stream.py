@@ -104,7 +104,7 @@ class Stream:
             groups = best_fit([row["length"] for row in window], self.recipe.data.max_length)
         for group in groups:
             final = join([window[i] for i in group], self.fitter.isolated)
-            gate = Gate(self.fitter.facts.vocabulary, self.fitter.facts.bos_id, self.fitter.expects_end)
+            gate = Gate(self.fitter.facts.vocabulary, self.fitter.facts.bos_id)
             gate.look(final, lambda numbers=final["rows"]: ", ".join(str(self.ledger[n].origin) for n in numbers))  # type: ignore[misc]
             gate.close()
             yield final

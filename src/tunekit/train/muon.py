@@ -74,7 +74,9 @@ class MuonAdamW(torch.optim.Optimizer):
         self.param_groups = [group for optimizer in self.inner for group in optimizer.param_groups]
 
 
-def muon_for(model: PreTrainedModel, *, lr: float, weight_decay: float, betas: tuple[float, float], eps: float) -> MuonAdamW:
+def muon_for(
+    model: PreTrainedModel, *, lr: float, weight_decay: float, betas: tuple[float, float], eps: float
+) -> MuonAdamW:
     """The optimizer for a causal language model: its embedding and LM head count as tables."""
     tables = {p for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     head = model.get_output_embeddings()

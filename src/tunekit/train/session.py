@@ -145,9 +145,22 @@ class Session:
         with self._phase("training"), self.screen.step("training", unit="steps") as step, ExitStack() as stack:
             writer = stack.enter_context(MetricsWriter(self.folder.metrics)) if self.rank == 0 else None
             trainer.add_callback(self._reporter(trainer, step, writer))
-            result = trainer.train()
-        shutil.rmtree(self.folder.path / ".staging", ignore_errors=True)
+            try:
+                result = trainer.train()
+            finally:
+                self._clear_staging()
         self._note_training(trainer, result.training_loss)
+
+    def _clear_staging(self) -> None:
+        """Removes half-written checkpoints; what trackers wrote beside them (tensorboard's events) is kept."""
+        staging = self.folder.path / ".staging"
+        if self.rank != 0 or not staging.exists():
+            return
+        for path in staging.iterdir():
+            if not path.name.startswith("checkpoint-"):
+                (self.folder.path / "trackers").mkdir(exist_ok=True)
+                path.rename(self.folder.path / "trackers" / path.name)
+        shutil.rmtree(staging, ignore_errors=True)
 
     def _reporter(self, trainer: Any, step: Step, writer: MetricsWriter | None) -> Any:
         """A callback that moves the bar at every step, and shows and writes what is logged."""

@@ -114,8 +114,9 @@ class TunekitTrainer:
             DivergedError: it is not finite; the optimizer has not stepped.
         """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
-        # in fp16 the gradient scaler itself skips such a step and lowers its scale
-        if norm is not None and not self.args.fp16 and not math.isfinite(norm):
+        scaler = self.accelerator.scaler  # type: ignore[attr-defined]
+        searching = scaler is not None and scaler.get_scale() > 1  # fp16: it skips this step and halves its scale
+        if norm is not None and not math.isfinite(norm) and not searching:
             raise DivergedError(
                 f"the gradient norm of step {self.state.global_step + 1} is {float(norm)}",
                 where=f"step {self.state.global_step + 1}",
@@ -128,23 +129,31 @@ class TunekitTrainer:
     ) -> dict[str, float]:
         """The mean loss over all trained tokens of the held-out rows, whatever the batches and the number of ranks.
 
-        Each rank takes every world-size-th row, so none is seen twice; Trainer's own loop averages batch means.
+        Each rank takes every world-size-th row, so none is seen twice; Trainer's own loop averages batch means. All
+        ranks see equally many batches, fillers among them: TRL gathers its metrics in each.
         """
         import torch
-        from torch.utils.data import DataLoader, Subset
 
         rows = self.eval_dataset if eval_dataset is None else eval_dataset  # type: ignore[attr-defined]
-        accelerator = self.accelerator  # type: ignore[attr-defined]
-        mine = Subset(rows, range(accelerator.process_index, len(rows), accelerator.num_processes))
-        loader = DataLoader(mine, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)  # type: ignore[attr-defined]
+        accelerator, size = self.accelerator, self.args.per_device_eval_batch_size  # type: ignore[attr-defined]
+        batches = EpochBatches(
+            rows["length"][:],
+            global_batch=size * accelerator.num_processes,
+            micro_batch=size,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            order="sequential",
+            seed=0,
+        )
         model = accelerator.unwrap_model(self.model)
         model.eval()
         total = torch.zeros(2, dtype=torch.float64)
         with torch.no_grad():
-            for batch in loader:
+            for batch in EpochLoader(rows, batches, collate_fn=self.data_collator):  # type: ignore[attr-defined]
                 inputs = self._prepare_inputs(batch)  # type: ignore[attr-defined]
                 count = int((inputs["labels"][:, 1:] >= 0).sum())
-                total += torch.tensor([float(self.compute_loss(model, inputs)) * count, count], dtype=torch.float64)
+                loss = float(self.compute_loss(model, inputs))
+                total += torch.tensor([loss * count if count else 0.0, count], dtype=torch.float64)
         total = accelerator.reduce(total.to(accelerator.device), "sum")
         metrics = {f"{metric_key_prefix}_loss": float(total[0] / total[1])}
         self.log(metrics)  # type: ignore[attr-defined]
