@@ -9,8 +9,8 @@ from typing import Any
 
 from tunekit.core.types import Encoded, Example, RowError
 from tunekit.data.collate import IGNORED
-from tunekit.data.gate import NO_END
 from tunekit.data.encode import RowEncoder
+from tunekit.data.gate import NO_END
 from tunekit.data.render import Rendered, Renderer
 
 
