@@ -11,7 +11,28 @@ from tunekit.recipe.schema import Recipe
 from tunekit.train.inputs import Inputs
 
 TINY = "builtin:random?layers=1&hidden=32"
-NAMES = "ada bob cleo dan eve fay gus hal ivy joe kim lou max ned oda pam quin rod sue tom".split()
+NAMES = [
+    "ada",
+    "bob",
+    "cleo",
+    "dan",
+    "eve",
+    "fay",
+    "gus",
+    "hal",
+    "ivy",
+    "joe",
+    "kim",
+    "lou",
+    "max",
+    "ned",
+    "oda",
+    "pam",
+    "quin",
+    "rod",
+    "sue",
+    "tom",
+]
 
 
 def chat(*turns):

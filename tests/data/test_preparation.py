@@ -41,9 +41,9 @@ def test_every_row_has_its_fate(tmp_path):
     reasons = {entry.origin.line: (entry.reason, entry.detail) for entry in made.ledger}
     assert reasons[2][0] == "cut at data.max_length"
     assert reasons[3][0] == TOO_LATE and "the answer begins after 1" in reasons[3][1]
-    assert "JSON" in reasons[4][0] or "json" in reasons[4][0]
+    assert "JSON" in reasons[4][0]
     assert "assistant" in reasons[5][0] and "robot" in reasons[6][0] and "messages" in reasons[9][0]
-    assert reasons[7] == ("duplicate", "same text as rows.jsonl:1") or reasons[7][1].endswith("rows.jsonl:1")
+    assert reasons[7][0] == "duplicate" and reasons[7][1].endswith("rows.jsonl:1")
     assert made.summary["train"] | {"reasons": 0} == {
         "rows": 9, "kept": 2, "truncated": 1, "dropped": 5, "duplicate": 1, "unused": 0, "reasons": 0,
         "tokens": sum(entry.tokens for entry in made.ledger),

@@ -97,9 +97,10 @@ def test_tool_calls_are_trained_and_tool_results_are_not(tokenizer, arguments):
         {"role": "tool", "content": "in the park"},
         {"role": "assistant", "content": "In the park."},
     ]
-    first, second, rest = trained_text(tokenizer, messages, tools=[TOOL]).split("\n", 1)[0], *trained_text(
-        tokenizer, messages, tools=[TOOL]
-    ).split("\n", 1)[1].split("<|im_end|>", 1)
+    first, second, rest = (
+        trained_text(tokenizer, messages, tools=[TOOL]).split("\n", 1)[0],
+        *trained_text(tokenizer, messages, tools=[TOOL]).split("\n", 1)[1].split("<|im_end|>", 1),
+    )
     for line in (first, second):
         body = json.loads(line.removeprefix("<tool_call>").removesuffix("</tool_call>"))
         assert body["name"] == "where" and body["arguments"]["count"] == 2
@@ -118,7 +119,9 @@ def test_tools_are_listed_once_after_the_system_message(tokenizer):
 
 def test_content_in_parts_and_unknown_roles(tokenizer):
     parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
-    assert "user\nHello<|im_end|>" in tokenizer.apply_chat_template([{"role": "user", "content": parts}], tokenize=False)
+    assert "user\nHello<|im_end|>" in tokenizer.apply_chat_template(
+        [{"role": "user", "content": parts}], tokenize=False
+    )
     with pytest.raises(Exception, match="unknown role"):
         tokenizer.apply_chat_template([{"role": "narrator", "content": "x"}], tokenize=False)
 

@@ -130,7 +130,7 @@ RECIPES = {
     "comments only": ("# method: sft\n", [("", "the recipe is empty", "tunekit init sft")]),
     "control character": ("method: sft\n\x01", [("", "special characters are not allowed", "plain UTF-8 text")]),
     "larger than 1 MB": (GOOD + "# " + "x" * (1 << 20) + "\n", [("", "larger than 1 MB", "names its data")]),
-    "larger than 1 MB, cut in a character": ("# " + "语" * 400_000 + "\n", [("", "larger than 1 MB", "names its data")]),
+    "larger than 1 MB, cut in a character": ("#" + "语" * 400_000 + "\n", [("", "larger than 1 MB", "names its data")]),
     "not UTF-8": (b"method: sft\n# caf\xe9\n", [("", "not UTF-8 (byte 17)", "save it as UTF-8")]),
     "UTF-16": ("method: sft\n".encode("utf-16"), [("", "not UTF-8 (byte 0)", "save it as UTF-8")]),
 }

@@ -8,7 +8,25 @@ from pathlib import Path
 
 import pytest
 
-WORDS = "red blue green seven eleven cat dog river stone apple quickly under the moon walks sings counts".split()
+WORDS = [
+    "red",
+    "blue",
+    "green",
+    "seven",
+    "eleven",
+    "cat",
+    "dog",
+    "river",
+    "stone",
+    "apple",
+    "quickly",
+    "under",
+    "the",
+    "moon",
+    "walks",
+    "sings",
+    "counts",
+]
 
 
 def talk(number: int, turns: int = 1) -> dict:

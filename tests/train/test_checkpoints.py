@@ -1,4 +1,4 @@
-"""Checkpoints and what rides on them: manifest, rotation, early stopping, the best weights; and options that only run."""
+"""Checkpoints and what rides on them: manifest, rotation, early stopping, the best weights; and options of a step."""
 
 from __future__ import annotations
 
@@ -130,3 +130,12 @@ def test_tensorboard_writes_its_events(plan_of, run_plan):
     found = EventAccumulator(str(events[0].parent))
     found.Reload()
     assert [event.step for event in found.Scalars("train/loss")] == [1, 2, 3]
+
+
+def test_a_stream_trains_on_the_rows_of_its_ledger(plan_of, run_plan):
+    """23 rows, 4 steps of 8: the stream begins anew, and its ledger still counts each row once."""
+    plan = plan_of(data__streaming=True, train__max_steps=4, data__packing=False)
+    record = run_plan(plan)
+    train = record.data.splits["train"]
+    assert (train.rows, train.kept, record.training.steps) == (23, 23, 4)
+    assert record.data.fingerprint and 0 < record.training.final_loss < 9

@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite ends the run before the optimizer sees it: exit 5, earlier checkpoints whole."""
+"""A loss or gradient that is not finite ends the run before the optimizer sees it; earlier checkpoints are whole."""
 
 from __future__ import annotations
 

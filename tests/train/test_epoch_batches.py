@@ -14,9 +14,7 @@ ORDERS = ("sequential", "random", "group_by_length")
 
 def batches(count, batch, world=1, rank=0, micro=1, order="random", seed=3, epoch=0):
     lengths = [5 + number * 37 % 41 for number in range(count)]
-    plan = EpochBatches(
-        lengths, global_batch=batch, micro_batch=micro, rank=rank, world=world, order=order, seed=seed
-    )
+    plan = EpochBatches(lengths, global_batch=batch, micro_batch=micro, rank=rank, world=world, order=order, seed=seed)
     plan.set_epoch(epoch)
     return plan
 

@@ -30,7 +30,8 @@ JUDGED_FROM = 200
 class Stream:
     """The training rows of a recipe as a stream of final examples.
 
-    ``ledger`` grows as rows are read; every example passes the gate before it is handed on.
+    ``ledger`` and ``content`` grow as rows are read for the first time; every example passes the gate before it is
+    handed on.
 
     Raises (while iterating):
         DataError: the gate refuses an example, or more rows are lost than allowed.
@@ -40,7 +41,8 @@ class Stream:
         self.recipe, self.reader, self.fitter = recipe, reader, fitter
         self.ledger = Ledger()
         self.content = hashlib.sha256()
-        self._rows = self._lost = 0
+        self._lost = 0
+        self._row = 0  # of the present pass; also its number in the ledger
 
     def __getstate__(self) -> dict[str, str]:
         """What `datasets` hashes to name the generator; a stream itself is never sent to another process."""
@@ -68,7 +70,7 @@ class Stream:
                 raise DataError("the stream holds no row that can be trained on", where=self.recipe.data.train[0].path)
 
     def _fitted(self) -> Iterator[dict[str, Any]]:
-        rows = self.reader.examples(self.recipe.data.train)
+        rows, self._row = self.reader.examples(self.recipe.data.train), 0
         while batch := list(islice(rows, BATCH)):
             encodings = iter(self.fitter.encode([example for _, example in batch if isinstance(example, Example)]))
             for origin, example in batch:
@@ -76,7 +78,14 @@ class Stream:
                 yield from self._entered(origin, encoding)
 
     def _entered(self, origin: Origin, encoding: Encoding | str) -> Iterator[dict[str, Any]]:
-        self._rows += 1
+        number, self._row = self._row, self._row + 1
+        if number == len(self.ledger):
+            self._account(origin, encoding)
+        if isinstance(encoding, Encoding):
+            yield from ({"number": number, **item} for item in encoding.examples)
+
+    def _account(self, origin: Origin, encoding: Encoding | str) -> None:
+        """Enters a row that is read for the first time."""
         if isinstance(encoding, str) or encoding.lost:
             reason, detail = (encoding, "") if isinstance(encoding, str) else (encoding.lost, encoding.detail)
             if isinstance(encoding, Encoding) and encoding.overlong and self.recipe.data.overlong == "error":
@@ -85,9 +94,10 @@ class Stream:
                     where=str(origin),
                     fix="raise data.max_length, or set data.overlong: truncate",
                 )
+            lost = encoding.tokens if isinstance(encoding, Encoding) else 0
+            self.ledger.add(Entry("train", origin, "dropped", reason, detail, lost_tokens=lost))
             self._lost += 1
-            self.ledger.add(Entry("train", origin, "dropped", reason, detail))
-            if self._rows >= JUDGED_FROM and self._lost / self._rows > self.recipe.data.max_drop_rate:
+            if len(self.ledger) >= JUDGED_FROM and self._lost / len(self.ledger) > self.recipe.data.max_drop_rate:
                 self.ledger.check(self.recipe.data.max_drop_rate)
             return
         self.content.update(encoding.text.encode("utf-8", "surrogatepass"))
@@ -95,8 +105,7 @@ class Stream:
         trained = sum(label >= 0 for item in encoding.examples for label in item["labels"])
         fate: Fate = "truncated" if stay < encoding.tokens else "kept"
         reason = "cut at data.max_length" if stay < encoding.tokens else ""
-        number = self.ledger.add(Entry("train", origin, fate, reason, "", stay, trained, encoding.tokens - stay))
-        yield from ({"number": number, **item} for item in encoding.examples)
+        self.ledger.add(Entry("train", origin, fate, reason, "", stay, trained, encoding.tokens - stay))
 
     def _final(self, window: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         groups: Sequence[Sequence[int]] = [[i] for i in range(len(window))]

@@ -15,6 +15,10 @@ TINY = Path(__file__).parent / "builtin" / "tiny"
 BUILTIN = ("tiny", "random")
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "gpt2")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?\Z")
+_HOLDS = {
+    "model.name": ("model", ("config.json", "adapter_config.json")),
+    "model.tokenizer": ("tokenizer", ("tokenizer.json", "tokenizer_config.json")),
+}
 _RANDOM_KEYS = ("arch", "layers", "hidden", "heads", "kv_heads", "vocab", "length")
 
 
@@ -33,8 +37,12 @@ class ModelName:
     shape: dict[str, str] = field(default_factory=dict)
 
 
-def resolve_name(text: str) -> ModelName:
+def resolve_name(text: str, where: Literal["model.name", "model.tokenizer"] = "model.name") -> ModelName:
     """Reads a model name.
+
+    Args:
+        text: the name.
+        where: the recipe's key that holds it; a folder must have what that key needs.
 
     Raises:
         UserError: an unknown builtin, a folder that does not exist, or a text that is no Hub id; with the nearest name.
@@ -43,20 +51,19 @@ def resolve_name(text: str) -> ModelName:
         return _builtin(text)
     path = Path(text).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
+        what, files = _HOLDS[where]
+        if not any((path / file).is_file() for file in files):
             raise UserError(
-                f"'{text}' holds no model (no config.json)",
-                where="model.name",
-                fix="name a folder saved by transformers",
+                f"'{text}' holds no {what} (no {files[0]})", where=where, fix="name a folder saved by transformers"
             )
         return ModelName(text, "local", str(path))
     if path.is_file():
-        raise UserError(f"'{text}' is a file", where="model.name", fix="name the folder that holds config.json")
+        raise UserError(f"'{text}' is a file", where=where, fix="name the folder that holds config.json")
     if text.startswith((".", "/", "~")) or text.count("/") > 1 or not _HUB_ID.match(text):
         folder = path.parent if path.parent.is_dir() else Path()
         close = nearest(path.name, [p.name for p in folder.iterdir() if p.is_dir()])
         hint = f"did you mean '{folder / close}'?" if close else "a Hub id looks like org/name"
-        raise UserError(f"there is no model folder '{text}'", where="model.name", fix=hint)
+        raise UserError(f"there is no model folder '{text}'", where=where, fix=hint)
     return ModelName(text, "hub", text)
 
 

@@ -48,7 +48,7 @@ def load_tokenizer(block: ModelBlock) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    name = resolve_name(block.tokenizer or block.name)
+    name = resolve_name(block.tokenizer, "model.tokenizer") if block.tokenizer else resolve_name(block.name)
     revision = block.revision if not block.tokenizer else None
     with hub_errors(name):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(

@@ -142,7 +142,9 @@ def _path_in(loc: tuple[int | str, ...], value: Any) -> documents.Path_:
     """The part of a pydantic location that exists in the document (union tags are left out)."""
     path: list[int | str] = []
     at = value
-    for part in loc:
+    for position, part in enumerate(loc):
+        if isinstance(at, Mapping) and part == at.get("kind") and position < len(loc) - 1:
+            continue  # the tag of a union, even where the block has an (unknown) key of that name
         inside = isinstance(at, list) and isinstance(part, int) and part < len(at)
         if inside or (isinstance(at, Mapping) and part in at):
             at = at[part]

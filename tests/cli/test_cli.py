@@ -1,0 +1,358 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+import tunekit
+from tunekit.cli.app import app
+from tunekit.core.registry import METHODS
+from tunekit.recipe.load import load
+
+HEAVY = ("torch", "transformers", "datasets", "peft", "trl", "accelerate", "pyarrow", "numpy")
+SMALL = ["--set", "data.train.0.limit=60", "--set", "data.max_length=64"]
+
+
+def commands(command=None, path=()):
+    """Every command and group below the program, by its words."""
+    command = command or get_command(app)
+    yield path, command
+    for name, below in getattr(command, "commands", {}).items():
+        yield from commands(below, (*path, name))
+
+
+@pytest.fixture(autouse=True)
+def _apart(tmp_path, monkeypatch):
+    """An empty working directory, and a data cache of its own."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+@pytest.fixture
+def run():
+    def invoke(*words):
+        return CliRunner().invoke(app, [str(word) for word in words], prog_name="tunekit")
+
+    return invoke
+
+
+@pytest.fixture
+def recipe(run, tmp_path):
+    assert run("init", "sft", "-o", "recipe.yaml").exit_code == 0
+    return "recipe.yaml"
+
+
+def process(*words, **variables):
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"} | variables
+    command = [sys.executable, "-m", "tunekit", *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def files(folder="."):
+    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
+
+
+# ---- help ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [path for path, _ in commands()], ids=lambda path: " ".join(path) or "tunekit")
+def test_help_of_every_command(run, path):
+    command = dict(commands())[path]
+    shown = run(*path, "--help")
+    assert shown.exit_code == 0
+    assert shown.stdout == run(*path, "-h").stdout
+    assert "Usage: tunekit" in shown.stdout
+    if hasattr(command, "commands"):
+        assert all(name in shown.stdout for name in command.commands)
+    else:
+        assert "Example" in shown.stdout
+        assert f"tunekit {' '.join(path)}" in shown.stdout.split("Example")[1]
+
+
+def test_every_option_has_help():
+    bare = [
+        f"{' '.join(path)} {option.name}"
+        for path, command in commands()
+        for option in command.params
+        if not getattr(option, "help", None)
+    ]
+    assert not bare
+
+
+def test_every_method_is_a_command():
+    assert set(METHODS.names) < set(get_command(app).commands)
+
+
+def test_without_arguments_the_help_is_shown(run):
+    shown = run()
+    assert shown.exit_code == 2
+    assert "Usage: tunekit" in shown.output
+    assert "tunekit init sft -o recipe.yaml" in shown.output
+
+
+def test_version(run):
+    assert run("--version").stdout == f"tunekit {tunekit.__version__}\n"
+    done = process("--version")
+    assert (done.returncode, done.stdout) == (0, f"tunekit {tunekit.__version__}\n")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["sft", "--help"], ["init", "sft"], ["schema"], ["sft", "none.yaml"]])
+def test_light_commands_import_nothing_heavy(words):
+    program = f"""
+import json, sys
+from tunekit.cli.app import app
+try:
+    app({words})
+finally:
+    print("\\n" + json.dumps([name for name in {HEAVY} if name in sys.modules]))
+"""
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False).stdout
+    assert json.loads(shown.splitlines()[-1]) == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_scripts(shell):
+    program = Path(sys.executable).with_name("tunekit")  # a script is needed: completion is bound to its name
+    for words, variables in (["--show-completion", shell], {}), ([], {"_TUNEKIT_COMPLETE": f"source_{shell}"}):
+        environment = os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"} | variables
+        done = subprocess.run([program, *words], capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        assert ("#compdef tunekit" if shell == "zsh" else "_tunekit_completion tunekit") in done.stdout
+
+
+def test_completion_knows_the_commands():
+    program = Path(sys.executable).with_name("tunekit")
+    variables = {"_TUNEKIT_COMPLETE": "complete_bash", "COMP_WORDS": "tunekit s", "COMP_CWORD": "1"}
+    done = subprocess.run([program], capture_output=True, text=True, env=os.environ | variables, check=False)
+    assert done.stdout.split() == ["sft", "schema"]
+
+
+# ---- init, schema ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS.names)
+def test_init_writes_a_recipe_that_loads(run, tmp_path, method):
+    printed = run("init", method)
+    assert (printed.exit_code, printed.stdout) == (0, METHODS.load(method).RECIPE)
+    assert files() == []
+    written = run("init", method, "-o", tmp_path / "new" / "r.yaml")
+    assert written.exit_code == 0
+    assert f"tunekit {method} " in written.stdout
+    text = (tmp_path / "new" / "r.yaml").read_text()
+    assert text == "# yaml-language-server: $schema=./tunekit.schema.json\n" + printed.stdout
+    assert load(tmp_path / "new" / "r.yaml").method == method
+    assert json.loads((tmp_path / "new" / "tunekit.schema.json").read_text()) == json.loads(run("schema").stdout)
+
+
+def test_init_does_not_overwrite(run, tmp_path):
+    kept = tmp_path / "work" / "mine.yaml"
+    kept.write_text("mine")
+    refused = run("init", "sft", "-o", "mine.yaml")
+    assert refused.exit_code == 2
+    assert "the file exists already" in refused.stderr
+    assert kept.read_text() == "mine"
+    assert files() == ["mine.yaml"]
+
+
+def test_init_of_an_unknown_method(run):
+    refused = run("init", "sftt")
+    assert refused.exit_code == 2
+    assert "did you mean 'sft'?" in refused.stderr
+
+
+def test_schema_has_every_block(run):
+    schema = json.loads(run("schema").stdout)
+    blocks = {"method", "model", "adapter", "data", "train", "eval", "launch", "output", *METHODS.names}
+    assert set(schema["properties"]) == blocks
+    one = json.loads(run("schema", "--method", "sft").stdout)
+    assert set(one["properties"]) == blocks - set(METHODS.names) | {"sft"}
+    assert run("schema", "--method", "nope").exit_code == 2
+
+
+# ---- plan, data, runs, doctor ----------------------------------------------------------------------------------------
+
+
+def test_plan_shows_all_and_writes_nothing_but_the_cache(run, recipe, tmp_path):
+    before = files()
+    shown = run("plan", recipe, *SMALL)
+    assert shown.exit_code == 0, shown.output
+    lines = dict(line.strip().split("  ", 1) for line in shown.stdout.splitlines() if "  " in line.strip())
+    # 60 rows, a twentieth of them held out: 57 to train, 2 steps of 32
+    assert lines["examples"].split("(")[0].strip() == "57 to train"
+    assert lines["examples"].endswith("3 held out")
+    assert lines["global batch"].split("=")[0].strip() == "32"
+    assert lines["steps"].strip() == "2"
+    assert lines["run folder"].strip() == "runs/recipe"
+    assert files() == before
+    assert any(name.endswith("key.json") for name in files(tmp_path / "home"))
+
+
+def test_plan_as_json_is_only_json(run, recipe):
+    shown = run("plan", recipe, *SMALL, "--json")
+    assert shown.exit_code == 0, shown.output
+    *events, last = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert all("event" in event for event in events)
+    assert last["plan"]["recipe"]["data"]["max_length"] == 64
+    assert last["data"]["examples"] == 57
+
+
+def test_plan_without_the_cache_leaves_nothing(run, recipe, tmp_path):
+    assert run("plan", recipe, *SMALL, "--set", "data.cache=false").exit_code == 0
+    assert files() == ["recipe.yaml", "tunekit.schema.json"]
+    assert files(tmp_path / "home") == []
+
+
+def test_preview_marks_what_is_trained(run, recipe):
+    shown = run("data", "preview", recipe, "--rows", "2", "--skip", "1")
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.count("<|im_start|>assistant") == 2
+    assert shown.stdout.count("«") == shown.stdout.count("»") == 2
+    assert all("<|im_end|>" in part.split("»")[0] for part in shown.stdout.split("«")[1:])
+    assert "builtin:instructions[train]:2" in shown.stdout
+    assert "builtin:instructions[train]:4" not in shown.stdout
+
+
+def test_the_life_of_the_cache(run, recipe, tmp_path):
+    home = str(tmp_path / "home")
+    assert "0 kept" in run("data", "cache", "list").stdout
+    assert "nothing like it" in run("data", "cache", "why", recipe, *SMALL).stdout
+    run("plan", recipe, *SMALL)
+    assert run("data", "cache", "why", recipe, *SMALL).stdout.startswith(f"prepared: {home}")
+    changed = run("data", "cache", "why", recipe, *SMALL, "--set", "data.max_length=72").stdout
+    assert "max_length: 64 -> 72" in changed
+    listed = run("data", "cache", "list").stdout
+    assert "1 kept" in listed
+    assert "builtin:instructions[train]" in listed
+    assert "deleted 0" in run("data", "cache", "clear", "--older-than", "1").stdout
+    assert "deleted 1" in run("data", "cache", "clear").stdout
+    assert "0 kept" in run("data", "cache", "list").stdout
+
+
+def test_runs_list_of_nothing(run):
+    assert run("runs", "list").stdout.strip() == "no runs here yet"
+    shown = run("runs", "show", ".")
+    assert shown.exit_code == 2
+    assert "there is no record.json" in shown.stderr
+
+
+def test_doctor_names_what_is_missing(run, monkeypatch):
+    shown = run("doctor")
+    assert shown.exit_code == 0, shown.output
+    for name in ("torch", "transformers", "processor", "disk", "data cache"):
+        assert f"ok  {name}" in shown.stdout
+    monkeypatch.setattr("tunekit.cli.doctor.OPTIONAL", {"no_such_package": ("nothing", "pip install 'x[y]'")})
+    assert "not installed; for nothing: pip install 'x[y]'" in run("doctor").stdout
+    monkeypatch.setattr("tunekit.cli.doctor.REQUIRED", ("no_such_package",))
+    lacking = run("doctor")
+    assert lacking.exit_code == 4
+    assert "NO  no_such_package" in lacking.stdout
+
+
+# ---- failures --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nope"], "No such command"), (["sft"], "Missing argument"), (["sft", "r.yaml", "--nope"], "No such option"),
+        (["sft", "r.yaml", "-n", "0"], "Invalid value"), (["data", "preview", "r.yaml", "-r", "x"], "Invalid value"),
+        (["sft", "none.yaml"], "there is no such recipe"), (["runs", "show", "nowhere"], "there is no record.json"),
+        (["plan", "recipe.yaml", "--set", "train.sede=1"], "did you mean 'seed'?"),
+        (["pretrain", "recipe.yaml"], "this recipe is for `sft`"),
+        (["sft", "recipe.yaml", "--quiet", "--json"], ""),
+        (["sft", "recipe.yaml", "-o", "."], "is not empty"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_exit_2(run, recipe, words, message):
+    refused = run(*words)
+    assert refused.exit_code == 2, refused.output
+    assert message in refused.stderr
+    assert "Traceback" not in refused.output
+
+
+def test_an_error_as_json_is_one_event(run, recipe):
+    refused = run("sft", recipe, "--json", "--set", "train.sede=1", "--set", "train.epochs=0")
+    assert refused.exit_code == 2
+    (event,) = [json.loads(line) for line in refused.stdout.splitlines()]
+    assert (event["event"], event["exit_code"]) == ("error", 2)
+    assert {problem["where"] for problem in event["problems"]} == {"--set train.sede", "--set train.epochs"}
+
+
+@pytest.mark.parametrize("name", ["it's here", 'a "b"', "back\\slash", "tab\there", "ünïcode", "a: b # c", "null"])
+def test_output_folders_of_any_name(run, recipe, tmp_path, monkeypatch, name):
+    seen = []
+    monkeypatch.setattr("tunekit.cli.train.make_plan", lambda recipe, path: seen.append(recipe.output.dir) or 1 / 0)
+    assert run("sft", recipe, "-o", name).exit_code == 1
+    assert seen == [name]
+
+
+def failing(kind):
+    def make_plan(recipe, path):
+        raise kind("out of luck")
+
+    return make_plan
+
+
+def test_an_unforeseen_exception_is_called_a_bug(run, recipe, monkeypatch):
+    monkeypatch.setattr("tunekit.cli.recipe.make_plan", failing(ZeroDivisionError))
+    failed = run("plan", recipe)
+    assert failed.exit_code == 1
+    assert "a bug in tunekit" in failed.stderr
+    assert "ZeroDivisionError: out of luck" in failed.stderr
+    assert "test_cli.py:" in failed.stderr
+    assert "--debug" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    shown = run("plan", recipe, "--debug")
+    assert shown.exit_code == 1
+    assert "Traceback (most recent call last)" in shown.stderr
+
+
+@pytest.mark.parametrize("kind", [MemoryError, OSError, PermissionError])
+def test_what_the_machine_does_is_exit_4(run, recipe, monkeypatch, kind):
+    monkeypatch.setattr("tunekit.cli.recipe.make_plan", failing(kind))
+    failed = run("plan", recipe)
+    assert failed.exit_code == 4
+    assert f"{kind.__name__}: out of luck" in failed.stderr
+
+
+def test_ctrl_c_is_exit_130(run, recipe, monkeypatch):
+    monkeypatch.setattr("tunekit.cli.recipe.make_plan", failing(KeyboardInterrupt))
+    stopped = run("plan", recipe)
+    assert stopped.exit_code == 130
+    assert "stopped" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+
+
+def test_a_signal_to_the_process_is_exit_130(recipe):
+    os.mkfifo("pipe.yaml")  # reading it waits until somebody writes
+    with subprocess.Popen(
+        [sys.executable, "-m", "tunekit", "plan", "pipe.yaml"], stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as running:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            try:  # succeeds once the program has the pipe open
+                handle = os.open("pipe.yaml", os.O_WRONLY | os.O_NONBLOCK)
+                break
+            except OSError:
+                time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=30)
+        os.close(handle)
+    assert running.returncode == 130, errors
+    assert errors == b"stopped\n"
+
+
+def test_a_reader_that_leaves_is_no_error():
+    program = f"{sys.executable} -m tunekit schema | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert done.stdout.strip() == "0"
