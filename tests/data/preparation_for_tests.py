@@ -12,27 +12,9 @@ from tunekit.train.inputs import Inputs
 
 TINY = "builtin:random?layers=1&hidden=32"
 NAMES = [
-    "ada",
-    "bob",
-    "cleo",
-    "dan",
-    "eve",
-    "fay",
-    "gus",
-    "hal",
-    "ivy",
-    "joe",
-    "kim",
-    "lou",
-    "max",
-    "ned",
-    "oda",
-    "pam",
-    "quin",
-    "rod",
-    "sue",
-    "tom",
-]
+    "ada", "bob", "cleo", "dan", "eve", "fay", "gus", "hal", "ivy", "joe",
+    "kim", "lou", "max", "ned", "oda", "pam", "quin", "rod", "sue", "tom",
+]  # fmt: skip
 
 
 def chat(*turns):

@@ -137,7 +137,7 @@ def test_the_gate_stands_in_a_stream_too(tmp_path):
 
 def test_a_long_row_in_a_stream_is_an_error_when_the_recipe_says_so(tmp_path):
     path = write(tmp_path / "rows.jsonl", [talk(1), chat("All", "word " * 100)])
-    with pytest.raises(DataError, match="longer than data.max_length") as caught:
+    with pytest.raises(DataError, match=r"longer than data\.max_length") as caught:
         next(iter(stream_of(tmp_path, path, data__overlong="error").examples()))
     assert caught.value.problems[0].where.endswith("rows.jsonl:2")
 

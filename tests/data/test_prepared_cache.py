@@ -148,3 +148,18 @@ def test_two_runs_at_once_share_one_preparation(rows, tmp_path, monkeypatch):
 def test_a_key_is_its_parts(rows, tmp_path):
     key = Inputs(recipe(rows), tmp_path).key
     assert replace(key, parts=dict(reversed(list(key.parts.items())))).name == key.name
+
+
+def test_the_slower_of_two_runs_leaves_the_faster_ones_folder_alone(rows, tmp_path):
+    """The faster run may be reading it already."""
+    key, folder = Inputs(recipe(rows), tmp_path).key, tmp_path / "kept"
+    inner = []
+
+    def slower(staging):
+        inner.append(cache.keep(key, folder, lambda other: (other / "data").write_text("faster")))
+        inner.append(inner[0].stat().st_ino)
+        (staging / "data").write_text("slower")
+
+    final = cache.keep(key, folder, slower)
+    assert final == inner[0] and final.stat().st_ino == inner[1]
+    assert (final / "data").read_text() == "faster" and len(list(folder.iterdir())) == 1

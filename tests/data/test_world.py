@@ -41,8 +41,8 @@ FIELDS = {
     "passages": {"context", "question", "answers"},
 }
 PINNED = {
-    "text": ("f420b72cc609", "84875e24ad37"),
-    "instructions": ("7b76a21e538b", "045649f4473d"),
+    "text": ("d4722509f71c", "10a675b86b0d"),
+    "instructions": ("0d3206a4dbac", "bfa30b1e0757"),
     "chats": ("e1d7b118b63f", "a035fa6dfdb8"),
     "smalltalk": ("0bec68fc0d17", "14f91e3cfad8"),
     "preferences": ("b810e9be6639", "a6f195a58527"),

@@ -23,11 +23,11 @@ def test_every_family_has_both():
 def rows(tmp_path_factory):
     path = tmp_path_factory.mktemp("rows") / "train.jsonl"
     talks = [
-        {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"{n} is {n}. " * (n % 5)}]}
+        [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"{n} is {n}. " * (n % 5)}]
         for n in range(1, 61)
         if n % 5
-    ]  # fmt: skip
-    path.write_text("".join(json.dumps(row) + "\n" for row in talks))
+    ]
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in talks))
     return path
 
 

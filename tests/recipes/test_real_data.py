@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -76,15 +76,24 @@ def test_every_rows_fate_and_tokens(name, runs, shared_data):
     assert [(number, entry.fate, entry.tokens) for number, entry in enumerate(entries, start=1)] == wanted
 
 
-def test_the_repeated_and_long_tool_calls_by_hand(runs):
-    """QUIRKS.md counts 23 exact duplicates, 5=7, 34=75 and 38=87 among them. 29 rows are longer than 2048 tokens; six
-    of the repeated rows are, so that their copies are dropped as too long as well: 17 duplicates are left."""
+def test_the_repeated_tool_calls_by_hand(runs, shared_data):
+    """QUIRKS.md counts 23 exact duplicates, 5=7, 34=75 and 38=87 among them; a copy of a row that is too long is too
+    long itself."""
     _, _, entries = runs("toolcalls")
-    fates = {number: (entry.fate, entry.reason, entry.detail) for number, entry in enumerate(entries, start=1)}
-    assert Counter(fate for fate, _, _ in fates.values()) == {"kept": 194, "dropped": 29, "duplicate": 17}
-    assert fates[5][:2] == fates[7][:2] == ("dropped", "longer than data.max_length")
-    assert fates[75][0] == "duplicate" and fates[75][2].endswith(":34")
-    assert fates[87][0] == "duplicate" and fates[87][2].endswith(":38")
+    fates = {number: (entry.fate, entry.detail) for number, entry in enumerate(entries, start=1)}
+    first, repeated = {}, {}
+    for number, row in enumerate(json.loads((shared_data / FILES["toolcalls"]).read_text()), start=1):
+        key = json.dumps([row["conversations"], row["tools"]])
+        if first.setdefault(key, number) != number:
+            repeated[number] = first[key]
+    assert len(repeated) == 23 and {7: 5, 75: 34, 87: 38}.items() <= repeated.items()
+    for number, original in repeated.items():
+        if fates[original][0] == "dropped":
+            assert fates[number][0] == "dropped"
+        else:
+            assert fates[number][0] == "duplicate" and fates[number][1].endswith(f":{original}")
+    assert {number for number, (fate, _) in fates.items() if fate == "duplicate"} <= repeated.keys()
+    assert fates[75][0] == fates[87][0] == "duplicate"
 
 
 def test_a_seed_task_whose_answer_begins_too_late_is_named(runs):

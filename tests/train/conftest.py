@@ -9,24 +9,9 @@ from pathlib import Path
 import pytest
 
 WORDS = [
-    "red",
-    "blue",
-    "green",
-    "seven",
-    "eleven",
-    "cat",
-    "dog",
-    "river",
-    "stone",
-    "apple",
-    "quickly",
-    "under",
-    "the",
-    "moon",
-    "walks",
-    "sings",
-    "counts",
-]
+    "red", "blue", "green", "seven", "eleven", "cat", "dog", "river",
+    "stone", "apple", "quickly", "under", "the", "moon", "walks", "sings", "counts",
+]  # fmt: skip
 
 
 def talk(number: int, turns: int = 1) -> dict:

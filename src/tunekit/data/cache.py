@@ -67,7 +67,9 @@ def keep(key: Key, folder: Path, make: Callable[[Path], None]) -> Path:
     try:
         make(staging)
         write_json(staging / "key.json", dict(key.parts))
-        if final.exists():  # left by an interrupted deletion: it has no key.json
+        if (final / "key.json").exists():  # another run was faster, and may be reading it by now
+            return final
+        if final.exists():  # left by an interrupted deletion
             shutil.rmtree(final)
         try:
             staging.rename(final)

@@ -8,6 +8,7 @@ from typing import Any
 from tunekit.plan.plan import Plan
 
 _OPTIMIZERS = {"adamw": "adamw_torch_fused", "muon": "adamw_torch_fused"}  # muon: built by `train.trainer` itself
+_OPEN = {"ddp_find_unused_parameters"}  # a default that `train.extra` may change
 _MIN_RATIO = 0.1  # of cosine_with_min_lr: the field's usual tenth of the peak
 
 
@@ -19,15 +20,39 @@ def training_arguments(plan: Plan, staging: Path, *, evaluates: bool) -> dict[st
         staging: folder in which the trainer writes checkpoints before they are put in place.
         evaluates: whether there are held-out examples.
     """
-    train, evaluation = plan.recipe.train, plan.recipe.eval
-    every = evaluation.every if evaluates else None
-    save_every = every if train.keep_best else train.save_every
+    train = plan.recipe.train
     named: dict[str, Any] = {
         "output_dir": str(staging),
+        "run_name": Path(plan.run_dir).name,
+        "bf16": plan.precision == "bf16",
+        "fp16": plan.precision == "fp16",
+        "use_cpu": plan.hardware.device == "cpu",
+        "gradient_checkpointing": train.gradient_checkpointing,
+        "train_sampling_strategy": _sampling(plan),
+        "length_column_name": "length",
+        "seed": train.seed,
+        "data_seed": train.seed,
+        "dataloader_num_workers": train.workers,
+        "dataloader_pin_memory": plan.hardware.device == "cuda",
+        "report_to": list(train.trackers) or "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,  # the collator takes what it needs
+        "label_names": ["labels"],
+        "ddp_find_unused_parameters": False,
+        **_optimization(plan),
+        **_schedule(plan, evaluates),
+    }
+    shadowed = named.keys() & train.extra.keys()
+    assert not shadowed - _OPEN, f"recipe.extra.NAMED misses {shadowed}"
+    return named | train.extra
+
+
+def _optimization(plan: Plan) -> dict[str, Any]:
+    train = plan.recipe.train
+    named: dict[str, Any] = {
         "num_train_epochs": train.epochs or 1.0,
         "max_steps": train.max_steps or -1,
         "per_device_train_batch_size": plan.micro_batch_size,
-        "per_device_eval_batch_size": evaluation.batch_size,
         "gradient_accumulation_steps": plan.accumulation,
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": train.schedule,
@@ -38,15 +63,20 @@ def training_arguments(plan: Plan, staging: Path, *, evaluates: bool) -> dict[st
         "adam_beta1": train.adam_beta1,
         "adam_beta2": train.adam_beta2,
         "adam_epsilon": train.adam_epsilon,
-        "bf16": plan.precision == "bf16",
-        "fp16": plan.precision == "fp16",
-        "use_cpu": plan.hardware.device == "cpu",
-        "gradient_checkpointing": train.gradient_checkpointing,
         "neftune_noise_alpha": train.neftune_alpha,
-        "train_sampling_strategy": _sampling(plan),
-        "length_column_name": "length",
-        "seed": train.seed,
-        "data_seed": train.seed,
+    }
+    if train.schedule == "cosine_with_min_lr" and "lr_scheduler_kwargs" not in train.extra:
+        named["lr_scheduler_kwargs"] = {"min_lr_rate": _MIN_RATIO}
+    return named
+
+
+def _schedule(plan: Plan, evaluates: bool) -> dict[str, Any]:
+    """When to log, evaluate and save."""
+    train, evaluation = plan.recipe.train, plan.recipe.eval
+    every = evaluation.every if evaluates else None
+    save_every = every if train.keep_best else train.save_every
+    named: dict[str, Any] = {
+        "per_device_eval_batch_size": evaluation.batch_size,
         "logging_strategy": "steps",
         "logging_steps": train.log_every,
         "logging_first_step": True,
@@ -54,14 +84,6 @@ def training_arguments(plan: Plan, staging: Path, *, evaluates: bool) -> dict[st
         "save_strategy": "steps" if save_every else "no",
         "eval_strategy": "steps" if every else "no",
         "load_best_model_at_end": train.keep_best,
-        "dataloader_num_workers": train.workers,
-        "dataloader_pin_memory": plan.hardware.device == "cuda",
-        "report_to": list(train.trackers) or "none",
-        "run_name": Path(plan.run_dir).name,
-        "disable_tqdm": True,
-        "remove_unused_columns": False,  # the collator takes what it needs
-        "label_names": ["labels"],
-        "ddp_find_unused_parameters": False,
     }
     if save_every:
         named["save_steps"] = _steps(save_every)
@@ -69,11 +91,7 @@ def training_arguments(plan: Plan, staging: Path, *, evaluates: bool) -> dict[st
         named["eval_steps"] = _steps(every)
     if train.keep_best or train.early_stopping:
         named |= {"metric_for_best_model": "eval_loss", "greater_is_better": False}
-    if train.schedule == "cosine_with_min_lr" and "lr_scheduler_kwargs" not in train.extra:
-        named["lr_scheduler_kwargs"] = {"min_lr_rate": _MIN_RATIO}
-    shadowed = named.keys() & train.extra.keys()
-    assert not shadowed - {"ddp_find_unused_parameters"}, f"recipe.extra.NAMED misses {shadowed}"
-    return named | train.extra
+    return named
 
 
 def _sampling(plan: Plan) -> str:

@@ -1,4 +1,4 @@
-"""Packing is allowed only to models that keep packed examples apart: each one is asked before it trains, not trusted."""
+"""Packing is allowed only to models that keep packed examples apart: each is asked before it trains, not trusted."""
 
 from __future__ import annotations
 

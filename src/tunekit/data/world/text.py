@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tunekit.data.world import forms, numbers
 from tunekit.data.world.dice import Dice, Key
 from tunekit.data.world.facts import draw_scene, tell_scene
-from tunekit.data.world.problems import Draw, draw_problem, look_up
+from tunekit.data.world.problems import HARD, Draw, draw_problem, look_up
 from tunekit.data.world.topics import draw_story
 from tunekit.data.world.words import LANGUAGES, PEOPLE, Language
 
@@ -42,6 +42,23 @@ def search(dice: Dice, held_out: bool, language: Language, draw: Draw = look_up)
 def search_anything(dice: Dice, held_out: bool, language: Language) -> Keyed:
     """A search for the answer of any problem."""
     return search(dice, held_out, language, lambda dice, held_out, _: draw_problem(dice, held_out))
+
+
+def search_among(dice: Dice, held_out: bool, language: Language) -> Keyed:
+    """A search among several facts."""
+    return search(dice, held_out, language, lambda *draw: look_up(*draw, facts=dice.between(2, 3)))
+
+
+def wondering(dice: Dice, held_out: bool, language: Language) -> Keyed:
+    """One to three times: a fact, a question about it, and a whole sentence that answers the question.
+
+    The instructions ask in the same words but want the bare answer, a form that no text has.
+    """
+    drawn = [look_up(dice, held_out, language) for _ in range(dice.between(1, 3))]
+    lines = [(problem.given, dice.pick(problem.asked), dice.pick(problem.told)) for problem in drawn]
+    joint = " " if language == "en" else ""
+    keys = tuple(key for problem in drawn for key in problem.keys)
+    return keys, "\n".join(joint.join(line) for line in lines)
 
 
 def scene(dice: Dice, held_out: bool, language: Language) -> Keyed:
@@ -80,17 +97,17 @@ def stories(dice: Dice, held_out: bool, language: Language) -> Keyed:
 
 
 DOCUMENTS: tuple[tuple[Callable[[Dice, bool, Language], Keyed], int], ...] = (
-    (scene, 6),
-    (echo, 3),
-    (search, 4),
-    (search_anything, 5),
-    (telling(numbers.draw_sum), 4),
-    (telling(forms.translate), 5),
+    (wondering, 12),
+    (telling(forms.translate), 10),
+    (scene, 3),
+    (echo, 1),
+    (search, 2),
+    (search_among, 2),
+    (search_anything, 3),
     (telling(numbers.draw_units), 2),
-    (telling(numbers.draw_date), 2),
-    (telling(numbers.draw_weekday), 1),
-    (telling(numbers.draw_compare), 1),
-    (telling(forms.plural, forms.backwards, forms.count), 2),
+    (telling(forms.plural), 1),
+    (telling(numbers.draw_sum), 3),
+    (telling(*HARD), 2),
     (stories, 1),
 )
 """The kinds of documents with their shares."""
