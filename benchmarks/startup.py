@@ -18,7 +18,8 @@ GOOD = "method: sft\ndata: {train: [{path: builtin:instructions}]}\n"
 def cpu_seconds(command: list[str], folder: Path) -> tuple[float, int]:
     """CPU seconds (user + system) of a command and its children, and its exit code."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, cwd=folder, capture_output=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, check=False, env=environment)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.returncode
 
@@ -52,7 +53,8 @@ def main() -> None:
     best = {case: min(values) for case, values in seconds.items()}
     print(f"\nhelp: {best['tunekit --help'] / best['trl --help']:.1f}x of trl --help")
     print(f"method help: 1/{best['trl sft --help'] / best['tunekit sft --help']:.0f} of trl sft --help")
-    print(f"refusal: 1/{best['trl sft --config bad.yaml'] / best['tunekit sft bad.yaml (refused)']:.0f} of trl sft --config bad.yaml")
+    ratio = best["trl sft --config bad.yaml"] / best["tunekit sft bad.yaml (refused)"]
+    print(f"refusal: 1/{ratio:.0f} of trl sft --config bad.yaml")
 
 
 if __name__ == "__main__":

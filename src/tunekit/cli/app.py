@@ -35,7 +35,9 @@ def _options(
     """Options of the program itself."""
 
 
-data.app.add_typer(cache.app, name="cache", help="Prepared data that is kept for the next run.")
+data.app.add_typer(
+    cache.app, name="cache", help="See, explain or delete the prepared data that is kept for the next run."
+)
 train.register(app)
 recipe.register(app)
 app.add_typer(

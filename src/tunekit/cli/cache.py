@@ -55,9 +55,7 @@ def list_(debug: Debug = False) -> None:
 
 @app.command("clear")
 def clear(
-    days: Annotated[
-        float, typer.Option("--older-than", min=0, help="Only what was prepared more than so many days ago.")
-    ] = 0.0,
+    days: Annotated[float, typer.Option("--older-than", min=0, help="Only what was not used for so many days.")] = 0.0,
     debug: Debug = False,
 ) -> None:
     """Delete kept data; it is prepared again when needed.

@@ -57,7 +57,7 @@ def show(path: Path, overrides: list[str] | None, rows: int, skip: int) -> None:
             console.print(f"{origin}  dropped: {error}", markup=False, highlight=False)
             continue
         encoded = inputs.fitter.encoder.encode([rendered])[0]
-        trained = sum(encoded.trained)
+        trained = sum(encoded.trained[1:])  # nothing precedes the first token
         head = f"{origin}  {len(encoded.input_ids)} tokens, {trained} trained (max_length {recipe.data.max_length})"
         console.print(head, style="bold", markup=False, highlight=False)
         if sys.stdout.isatty():

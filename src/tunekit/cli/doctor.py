@@ -19,7 +19,7 @@ Line = tuple[State, str, str]
 
 REQUIRED = ("torch", "transformers", "datasets", "peft", "accelerate", "trl", "evaluate", "pyarrow", "zstandard")
 OPTIONAL = {
-    "bitsandbytes": ("4/8-bit weights and 8-bit optimizers", "pip install 'tunekit[bnb]'"),
+    "bitsandbytes": ("8-bit optimizers", "pip install 'tunekit[bnb]'"),
     "tensorboard": ("tracker tensorboard", "pip install 'tunekit[tensorboard]'"),
     "wandb": ("tracker wandb", "pip install 'tunekit[wandb]'"),
     "mlflow": ("tracker mlflow", "pip install 'tunekit[mlflow]'"),

@@ -118,7 +118,7 @@ def describe(plan: Plan, facts: dict[str, Any]) -> list[tuple[str, str]]:
     """The plan in lines of name and value."""
     recipe = plan.recipe
     steps = recipe.train.max_steps
-    if steps is None:
+    if steps is None:  # a stream names its steps
         steps = round(-(-facts["examples"] // plan.examples_per_step) * (recipe.train.epochs or 1))
     adapter = recipe.adapter_block
     hardware = plan.hardware
@@ -127,15 +127,15 @@ def describe(plan: Plan, facts: dict[str, Any]) -> list[tuple[str, str]]:
         or f"{hardware.cpu}, {hardware.cores} cores, {plan.threads} threads a process"
     )
     filled = f", packed {facts['filled']:.1%} full" if facts["filled"] else ""
+    to_train = f"{facts['examples']:,} to train ({facts['tokens']:,} tokens{filled})"
+    if recipe.data.streaming:
+        to_train = "a stream to train on"
     split = f"{plan.processes} process(es) x {plan.micro_batch_size} x {plan.accumulation} accumulated"
     return [
         ("method", f"{plan.method}: {METHODS.help(plan.method)}"),
         ("model", f"{recipe.model.name} in {plan.weights_dtype}"),
         ("adapter", "none (full fine-tuning)" if adapter is None else adapter.kind),
-        (
-            "examples",
-            f"{facts['examples']:,} to train ({facts['tokens']:,} tokens{filled}), {facts['eval_examples']:,} held out",
-        ),
+        ("examples", f"{to_train}, {facts['eval_examples']:,} held out"),
         ("global batch", f"{plan.examples_per_step} = {split}"),
         ("steps", f"{steps:,}"),
         ("learning rate", f"{recipe.train.learning_rate:g}, {recipe.train.schedule}, warm-up {recipe.train.warmup:g}"),

@@ -28,7 +28,11 @@ def list_(
     with guard(debug=debug):
         from rich.console import Console
 
+        from tunekit.core.errors import UserError
         from tunekit.runs.table import runs_grid, runs_table
+
+        if not root.is_dir() and root != Path("runs"):
+            raise UserError("there is no such folder", where=str(root), fix="name the folder that holds the runs")
 
         Console(highlight=False).print(runs_grid(runs_table(root)))
 

@@ -86,5 +86,9 @@ def _show(record: Record, folder: Path, recipe: Path, *, quiet: bool, json: bool
 
         from tunekit.runs.summary import console_summary
 
-        following = [f"tunekit runs show {folder}", f"tunekit data preview {recipe}", "tunekit init sft -o my.yaml"]
+        following = [
+            f"tunekit runs show {folder}",
+            f"tunekit data preview {recipe}",
+            f"tunekit init {record.method} -o my.yaml",
+        ]
         Console(highlight=False).print("", console_summary(record, RunFolder(folder), following), sep="\n")

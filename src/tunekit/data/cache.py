@@ -61,6 +61,7 @@ def keep(key: Key, folder: Path, make: Callable[[Path], None]) -> Path:
     """
     final = folder / key.name
     if (final / "key.json").exists():
+        os.utime(final / "key.json")  # when it was used last
         return final
     folder.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=folder, prefix=f".{key.name}."))

@@ -97,7 +97,7 @@ def _unknown(rows: Sequence[Mapping[str, Any]], probed: Sequence[Mapping[str, An
 
 def _advice(row: Mapping[str, Any], columns: Sequence[str]) -> str:
     if _is_pair(row):
-        return "these are preference pairs: train on them with a preference method such as `tunekit dpo`"
+        return "these are preference pairs: a preference method is needed, which tunekit does not have yet"
     if "parent_id" in columns or "parent_message_id" in columns:
         return "each row is one message of a tree: nest the replies first (`format: tree`)"
     if any(len(name) > 40 or name.endswith((".", "?", "!", "。", "？", "！")) for name in columns):

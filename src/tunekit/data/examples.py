@@ -43,12 +43,6 @@ class ExampleReader:
             for row in chain(head, rows):
                 yield row.origin, self._convert(name, source, row)
 
-    def format(self, source: SourceBlock, index: int = 0) -> str:
-        """The format of a source: the named one, or what its first rows show."""
-        if source.format != "auto":
-            return source.format
-        return self._detect(source, list(islice(iter_rows(source, index, self.base), PROBED)))
-
     @staticmethod
     def _detect(source: SourceBlock, head: Sequence[Row | BadRow]) -> str:
         good = [row.value for row in head if isinstance(row, Row)]

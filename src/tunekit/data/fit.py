@@ -74,10 +74,6 @@ class Fitter:
             for item, example in zip(results, examples, strict=True)
         ]
 
-    def prompt_ids(self, example: Example) -> tuple[int, ...]:
-        """Token ids that generation of the last assistant turn is prompted with."""
-        return self.encoder.encode([self.renderer.render_prompt(example)])[0].input_ids
-
     def _fit(self, encoded: Encoded, example: Example, rendered: Rendered) -> Encoding:
         size, limit = len(encoded.input_ids), self.max_length
         if not any(encoded.trained[1:]):
@@ -95,7 +91,7 @@ class Fitter:
         row = self._row(encoded, 0, min(size, limit))
         if size <= limit and len(encoded.turn_ends) < trained_turns(rendered):
             row["turn_ends"].append(NO_END)
-        row |= {"prompt": _shown_prompt(example), "reference": example.messages[-1].content}
+        row |= _asked(example, rendered)
         return Encoding(encoded.text, size, (row,))
 
     @staticmethod
@@ -130,9 +126,10 @@ def pieces(size: int, limit: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(cuts))
 
 
-def _shown_prompt(example: Example) -> str:
-    """The prompt as shown to people: the turns before the last answer."""
-    turns = example.messages[:-1] if example.messages[-1].role == "assistant" else example.messages
-    if len(turns) == 1:
-        return turns[0].content
-    return "\n".join(f"{turn.role}: {turn.content}" for turn in turns)
+def _asked(example: Example, rendered: Rendered) -> dict[str, str]:
+    """The last trained answer (what generation is compared with), and the turns before it as shown to people."""
+    trained = [t for t in rendered.turns if any(b < t.end and t.start < e for b, e in rendered.trained)]
+    turn = (trained or list(rendered.turns))[-1]
+    before = example.messages[: turn.message]
+    shown = before[0].content if len(before) == 1 else "\n".join(f"{m.role}: {m.content}" for m in before)
+    return {"prompt": shown, "reference": example.messages[turn.message].content}

@@ -16,7 +16,7 @@ FLUSH = 1000
 
 
 def row_schema() -> pa.Schema:
-    """One fitted example: ``number`` is its row in the ledger; the other columns as in `fit.Fitted`."""
+    """One fitted example: ``number`` is its row in the ledger; ``turn_ends`` are token positions."""
     import pyarrow as pa
 
     ids, text = pa.list_(pa.int32()), pa.string()

@@ -16,7 +16,7 @@ BUILTIN = ("tiny", "random")
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "gpt2")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?\Z")
 _HOLDS = {
-    "model.name": ("model", ("config.json", "adapter_config.json")),
+    "model.name": ("model", ("config.json",)),
     "model.tokenizer": ("tokenizer", ("tokenizer.json", "tokenizer_config.json")),
 }
 _RANDOM_KEYS = ("arch", "layers", "hidden", "heads", "kv_heads", "vocab", "length")
@@ -53,6 +53,9 @@ def resolve_name(text: str, where: Literal["model.name", "model.tokenizer"] = "m
     if path.is_dir():
         what, files = _HOLDS[where]
         if not any((path / file).is_file() for file in files):
+            if (path / "adapter_config.json").is_file():
+                fix = "name the base model that it was trained on"
+                raise UserError(f"'{text}' holds an adapter, not a whole model", where=where, fix=fix)
             raise UserError(
                 f"'{text}' holds no {what} (no {files[0]})", where=where, fix="name a folder saved by transformers"
             )

@@ -1,1 +1,1 @@
-"""What the user wrote: strict YAML, typed blocks, overrides, and templates for `init`."""
+"""What the user wrote: strict YAML, typed blocks, overrides, and the rules between keys."""

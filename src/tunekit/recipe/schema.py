@@ -121,7 +121,12 @@ class TrainBlock(Block):
         None, gt=0, le=10_000, description="passes over the data (default 1, unless max_steps)"
     )
     max_steps: int | None = Field(None, ge=1, description="optimizer steps, in the place of epochs")
-    batch_size: int = Field(32, ge=1, le=1_048_576, description="GLOBAL batch in examples: over ranks and accumulation")
+    batch_size: int = Field(
+        32,
+        ge=1,
+        le=1_048_576,
+        description="GLOBAL batch in examples (packed rows with data.packing), over ranks and accumulation",
+    )
     micro_batch_size: int | None = Field(
         None, ge=1, description="examples per device and forward pass; derived when left out"
     )
@@ -146,7 +151,9 @@ class TrainBlock(Block):
     group_by_length: bool = Field(True, description="batches of similar length: less padding")
     seed: int = Field(42, ge=0, le=2**32 - 1, description="of everything random in the run")
     log_every: int = Field(10, ge=1, description="steps")
-    save_every: Every | None = Field(None, description="steps, or a fraction of the run; default: only the end")
+    save_every: Every | None = Field(
+        None, description="steps, or a fraction of the run; default: no checkpoints, only the finished model"
+    )
     keep_checkpoints: int = Field(2, ge=1, description="older ones are deleted")
     early_stopping: EarlyStopping | None = Field(None, description="end when the evaluation loss no longer falls")
     keep_best: bool = Field(False, description="finish with the checkpoint of the lowest evaluation loss")
@@ -165,7 +172,9 @@ class EvalBlock(Block):
     generate: bool = Field(False, description="generate answers for the held-out prompts and score them")
     metrics: tuple[str, ...] = Field(("exact_match",), description="scores of the generated answers")
     max_new_tokens: int = Field(64, ge=1, le=65_536, description="longest generated answer in tokens")
-    limit: int | None = Field(None, ge=1, description="at most so many held-out rows, drawn with the seed")
+    limit: int | None = Field(
+        None, ge=1, description="at most so many held-out rows, drawn at random, the same in every run"
+    )
     samples: int = Field(8, ge=0, le=1000, description="generations kept side by side for the report")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of the intervals")
 

@@ -104,7 +104,7 @@ class EvalItem:
 
 
 def eval_items(prepared: Prepared) -> list[EvalItem]:
-    """The held-out rows; empty when nothing is held out."""
+    """The held-out rows; empty when nothing is held out. A row cut before its last answer has no ``prompt_ids``."""
     data = prepared.dataset("eval")
     if data is None:
         return []
@@ -117,7 +117,7 @@ def eval_items(prepared: Prepared) -> list[EvalItem]:
             EvalItem(
                 input_ids=ids,
                 trained=tuple(label >= 0 for label in values["labels"]),
-                prompt_ids=ids[: row["prompt_tokens"]],
+                prompt_ids=ids[: row["prompt_tokens"]] if row["prompt_tokens"] < len(ids) else (),
                 prompt_text=row["prompt"],
                 reference=row["reference"],
                 where=str(ledger[values["rows"][0]].origin),

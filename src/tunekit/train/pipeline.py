@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunekit.core.errors import TunekitError
+from tunekit.core.errors import MachineError, TunekitError
 from tunekit.core.progress import Screen
 from tunekit.data.prepare import Prepared
 from tunekit.plan.plan import Plan
@@ -48,21 +48,44 @@ def run(job: Job, screen: Screen) -> Record:
     plan.save(folder.plan)
     record = _opening(plan)
     write_record(folder, record)
+    made = _Made(record)
     try:
-        record = _made(job, folder, record, screen).ended("done", 0)
-    except TunekitError as error:
-        write_record(folder, record.ended("failed", error.exit_code, error))
+        _make(job, folder, made, screen)
+    except BaseException as error:
+        write_record(folder, _ended_by(made.record, error))
+        write_report(folder)
         raise
-    except KeyboardInterrupt:
-        write_record(folder, record.ended("stopped", 130))
-        raise
+    record = made.record.ended("done", 0)
     write_record(folder, record)
     write_report(folder)
     return record
 
 
+@dataclass
+class _Made:
+    """The record as far as the run has come; a failure writes what is known by then."""
+
+    record: Record
+
+
+def _ended_by(record: Record, error: BaseException) -> Record:
+    if isinstance(error, KeyboardInterrupt):
+        return record.ended("stopped", 130)
+    if isinstance(error, TunekitError):
+        return record.ended("failed", error.exit_code, error)
+    if isinstance(error, (OSError, MemoryError)):
+        return record.ended("failed", MachineError.exit_code, MachineError(f"{type(error).__name__}: {error}"))
+    return record.ended("failed", 1, TunekitError(f"{type(error).__name__}: {error}"))
+
+
 def _opening(plan: Plan) -> Record:
-    hardware: dict[str, Any] = plan.hardware.model_dump(mode="json")
+    machine = plan.hardware
+    hardware: dict[str, Any] = {
+        "processor": machine.cpu,
+        "cores": machine.cores,
+        "memory_gb": round(machine.memory / 1e9, 1),
+        "gpus": [{"name": gpu.name, "memory_gb": round(gpu.memory / 1e9, 1)} for gpu in machine.gpus],
+    }
     return Record(
         method=plan.method,
         created=now_utc(),
@@ -74,7 +97,7 @@ def _opening(plan: Plan) -> Record:
     )
 
 
-def _made(job: Job, folder: RunFolder, record: Record, screen: Screen) -> Record:
+def _make(job: Job, folder: RunFolder, made: _Made, screen: Screen) -> None:
     from tunekit.train.logs import library_logs_to
 
     plan = job.plan
@@ -83,16 +106,16 @@ def _made(job: Job, folder: RunFolder, record: Record, screen: Screen) -> Record
         prepared = Inputs(plan.recipe, Path(plan.recipe_folder)).prepare(screen, folder.path / "data")
         shutil.copyfile(prepared.ledger_path, folder.ledger)
         seconds = {"preparing": round(time.perf_counter() - started, 3)}
-        record = record.updated(data=_data_part(prepared), seconds=seconds)
-        write_record(folder, record)
+        made.record = made.record.updated(data=_data_part(prepared), seconds=seconds)
+        write_record(folder, made.record)
         say_ledger(prepared.facts, screen)
         outcome = _trained(job, folder, prepared, screen)
-    return record.updated(
-        data=outcome.data or record.data,
+    made.record = made.record.updated(
+        data=outcome.data or made.record.data,
         model=outcome.model,
         training=outcome.training,
         evaluation=outcome.evaluation,
-        seconds=record.seconds | outcome.seconds,
+        seconds=made.record.seconds | outcome.seconds,
         artefact=folder.model.name,
     )
 

@@ -66,8 +66,7 @@ class Session:
         import torch
 
         torch.set_num_threads(self.plan.threads)
-        items = eval_items(self.prepared)
-        check(items, self.plan.recipe.eval)
+        items = self._items()
         with self._phase("loading"), self.screen.step("loading model"):
             loaded = load_model(self.plan)
             trainer = self._trainer(loaded)
@@ -82,6 +81,18 @@ class Session:
             )
         self._save(trainer)
         return self.outcome
+
+    def _items(self) -> list[EvalItem]:
+        """The held-out rows that the evaluation can use; those it cannot are counted aloud."""
+        items = eval_items(self.prepared)
+        if self.plan.recipe.eval.generate:
+            usable = [item for item in items if item.prompt_ids]
+            if usable and len(usable) < len(items):
+                lost = len(items) - len(usable)
+                self.screen.warn(f"{lost:,} held-out rows are cut before their last answer: they are not evaluated")
+                items = usable
+        check(items, self.plan.recipe.eval)
+        return items
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:

@@ -63,7 +63,6 @@ class TunekitTrainer:
             # Sums stay on the device: reading them here would make every step wait for the GPU.
             self.tokens_seen = getattr(self, "tokens_seen", 0) + tokens.sum()
             self.trained_seen = getattr(self, "trained_seen", 0) + (labels >= 0).sum()
-            self.positions_seen = getattr(self, "positions_seen", 0) + labels.numel()
         return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from tunekit.data.world import forms, numbers
 from tunekit.data.world.dice import Dice, Key
-from tunekit.data.world.facts import draw_scene, tell_scene
+from tunekit.data.world.facts import Problem, draw_scene, tell_scene
 from tunekit.data.world.problems import HARD, Draw, draw_problem, look_up
 from tunekit.data.world.topics import draw_story
 from tunekit.data.world.words import LANGUAGES, PEOPLE, Language
@@ -46,7 +46,11 @@ def search_anything(dice: Dice, held_out: bool, language: Language) -> Keyed:
 
 def search_among(dice: Dice, held_out: bool, language: Language) -> Keyed:
     """A search among several facts."""
-    return search(dice, held_out, language, lambda *draw: look_up(*draw, facts=dice.between(2, 3)))
+
+    def among(dice: Dice, held_out: bool, language: Language) -> Problem:
+        return look_up(dice, held_out, language, dice.between(2, 3))
+
+    return search(dice, held_out, language, among)
 
 
 def wondering(dice: Dice, held_out: bool, language: Language) -> Keyed:

@@ -1,1 +1,1 @@
-"""Adapters: one file each. A module holds its help, a frozen `Config` and `peft_config(config, model)`."""
+"""Adapters: one file each. A module holds its help, a frozen `Config` and `peft_config(config)`."""
