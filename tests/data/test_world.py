@@ -41,10 +41,10 @@ FIELDS = {
     "passages": {"context", "question", "answers"},
 }
 PINNED = {
-    "text": ("d4722509f71c", "10a675b86b0d"),
-    "instructions": ("0d3206a4dbac", "bfa30b1e0757"),
+    "text": ("47cb6040f9b6", "1afce5b1c1f8"),
+    "instructions": ("adb25e6133e1", "0abd68ffcf6a"),
     "chats": ("e1d7b118b63f", "a035fa6dfdb8"),
-    "smalltalk": ("0bec68fc0d17", "14f91e3cfad8"),
+    "smalltalk": ("1d8bb80f51e7", "0bad8dc94add"),
     "preferences": ("b810e9be6639", "a6f195a58527"),
     "tasks": ("427022b2c079", "50ad2bb79d02"),
     "labels": ("aec7c25cb79c", "7feea674a745"),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import pytest
 
-from tunekit.data.world import rows
-from tunekit.data.world.words import MONTHS, THINGS, WEEKDAYS
+from tunekit.data.world import forms, numbers, rows
+from tunekit.data.world.dice import Dice
+from tunekit.data.world.words import LANGUAGES, MONTHS, THINGS, WEEKDAYS
 
 
 @cache
@@ -97,30 +100,46 @@ def test_tasks_are_answered_right(split):
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
-def test_word_instructions_are_answered_right(split):
+def test_instructions_are_answered_right(split):
     plurals = {word.en: word.plural for word in THINGS}
-    seen = set()
+    seen = Counter()
     for row in loaded("instructions", split):
-        asked, given, output = row["instruction"], row["input"], row["output"]
+        given, _, asked = row["instruction"].rpartition("\n")
+        output = row["output"]
         if re.search("plural|复数", asked):
             *head, noun = given.split()[1:]
             assert output == " ".join([*head, plurals[noun]])
-            seen.add("plural")
-        elif re.search("Reverse|opposite|倒", asked):
-            joint = ", " if ", " in given else "、"
-            assert output == joint.join(given.split(joint)[::-1])
-            seen.add("reverse")
-        elif re.search("animals|动物", asked):
-            assert int(output) == len(re.split(", |、", given))
-            seen.add("count")
-        elif re.search("larger|smaller|哪个", asked):
-            numbers = list(map(int, re.findall(r"\d+", asked)))
-            assert int(output) == (max if re.search("larger|大", asked) else min)(numbers)
-            seen.add("compare")
-        elif given and not re.search("Chinese|英语", asked):
+            seen["plural"] += 1
+        elif re.search("Chinese|英语", asked):
+            assert given.isascii() != output.isascii()
+            seen["translate"] += 1
+        elif not given:
+            check_units(asked, output)
+            seen["units"] += 1
+        else:
             assert output in given or output.capitalize() in given
-            seen.add("look up")
-    assert seen == {"plural", "reverse", "count", "compare", "look up"}
+            seen["look up"] += 1
+    assert seen.keys() == {"plural", "translate", "units", "look up"}
+
+
+def drawn(draw: Any, held_out: bool) -> Iterator[tuple[str, str, str]]:
+    """Sixty problems of a kind: question, text that is given with it, answer."""
+    dice = Dice(f"test {draw.__name__} {held_out}")
+    for index in range(60):
+        problem = draw(dice, held_out, LANGUAGES[index % 2])
+        yield dice.pick(problem.asked), problem.given, problem.answer
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_hard_problems_are_answered_right(held_out):
+    for _, given, answer in drawn(forms.backwards, held_out):
+        joint = ", " if ", " in given else "、"
+        assert answer == joint.join(given.split(joint)[::-1])
+    for _, given, answer in drawn(forms.count, held_out):
+        assert int(answer) == len(re.split(", |、", given))
+    for asked, _, answer in drawn(numbers.draw_compare, held_out):
+        compared = list(map(int, re.findall(r"\d+", asked)))
+        assert int(answer) == (max if re.search("larger|大", asked) else min)(compared)
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])

@@ -13,10 +13,10 @@ def translate(dice: Dice, held_out: bool, language: Language) -> Problem:
     en, zh = dice.pick(fact.sentences)
     if language == "en":
         asked = ("Translate into Chinese.", "Say this in Chinese.")
-        told = (f"{en} In Chinese: {zh}", f"{en} That is: {zh}")
+        told = (f"{en} In Chinese: {zh}", f"{en} That is: {zh}", f"{en}\n{zh}")
         return Problem("translate", "en", (fact.key,), asked, f'the Chinese for "{en}"', zh, told, en)
     asked = ("翻译成英语。", "用英语说这句话。")
-    told = (f"{zh}英语是：{en}", f"{zh}也就是：{en}")
+    told = (f"{zh}英语是：{en}", f"{zh}也就是：{en}", f"{zh}\n{en}")
     return Problem("translate", "zh", (fact.key,), asked, f"“{zh}”的英语", en, told, zh)
 
 

@@ -36,8 +36,10 @@ def text_row(dice: Dice, held_out: bool) -> KeyedRow:
 
 
 def instruction_of(dice: Dice, problem: Problem) -> dict[str, Any]:
-    """A problem posed as an instruction row."""
-    return {"instruction": dice.pick(problem.asked), "input": problem.given, "output": problem.answer}
+    """A problem posed as an instruction row; the text to work on comes first, as in prose."""
+    asked = dice.pick(problem.asked)
+    instruction = f"{problem.given}\n{asked}" if problem.given else asked
+    return {"instruction": instruction, "input": "", "output": problem.answer}
 
 
 def instruction_row(dice: Dice, held_out: bool) -> KeyedRow:

@@ -45,6 +45,15 @@ PARTINGS = (
     (Word("I have to go now.", "我得走了。"), Word("See you again, {p}. Take care!", "下次见，{p}。多保重！")),
     (Word("You are kind.", "你真好。"), Word("You are kind as well, {p}.", "你也很好，{p}。")),
 )
+HEARD = (
+    Word("I heard that too: {s}", "我也听说了：{s}"),
+    Word("Everybody talks about it. {s}", "大家都在说。{s}"),
+)
+REALLY = (
+    Word("Really? {s}", "真的吗？{s}"),
+    Word("Then I know it now. {s}", "那我知道了。{s}"),
+)
+ABROAD = Word("In Chinese one says: {s}", "英语是这么说的：{s}")
 REMEMBERED = Word("I will remember that.", "我记住了。")
 SYSTEMS = (
     Word("You are a helper who gives short answers.", "你是一个回答简短的助手。"),
@@ -57,8 +66,30 @@ def _turns(*contents: str) -> list[dict[str, str]]:
     return [{"role": roles[index % 2], "content": content} for index, content in enumerate(contents)]
 
 
+def gossip(dice: Dice, held_out: bool, language: Language) -> Conversation:
+    """Somebody tells some news, and the other repeats a part of it in whole sentences or in the other language.
+
+    Nothing is asked and nothing answered; it practises finding across turns what was said.
+    """
+    facts = draw_scene(dice, held_out, dice.between(1, 2))
+    fact = dice.pick(facts)
+    en, zh = dice.pick(fact.sentences)
+    problem = dice.pick(fact.in_language(language))
+    same, other = (en, zh) if language == "en" else (zh, en)
+    reply = dice.pick(
+        (
+            dice.pick(HEARD).of(language).format(s=same),
+            dice.pick(REALLY).of(language).format(s=dice.pick(problem.told)),
+            ABROAD.of(language).format(s=other),
+        )
+    )
+    return tuple(one.key for one in facts), _turns(tell_scene(dice, facts, language), reply)
+
+
 def draw_smalltalk(dice: Dice, held_out: bool) -> Conversation:
-    """A greeting, a mood, sometimes a parting."""
+    """Gossip, or a greeting, a mood, sometimes a parting."""
+    if dice.chance(0.75):
+        return gossip(dice, held_out, dice.pick(LANGUAGES))
     person, greeting, mood = draw_on_side(
         held_out,
         lambda: (dice.pick(PEOPLE), dice.pick(GREETINGS), dice.between(0, len(MOODS) - 1)),

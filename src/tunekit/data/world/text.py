@@ -60,7 +60,8 @@ def wondering(dice: Dice, held_out: bool, language: Language) -> Keyed:
     """
     drawn = [look_up(dice, held_out, language) for _ in range(dice.between(1, 3))]
     lines = [(problem.given, dice.pick(problem.asked), dice.pick(problem.told)) for problem in drawn]
-    joint = " " if language == "en" else ""
+    # Half of the documents break the line after each sentence: what was said must be found across line breaks too.
+    joint = "\n" if dice.chance(0.5) else " " if language == "en" else ""
     keys = tuple(key for problem in drawn for key in problem.keys)
     return keys, "\n".join(joint.join(line) for line in lines)
 
@@ -103,8 +104,8 @@ def stories(dice: Dice, held_out: bool, language: Language) -> Keyed:
 DOCUMENTS: tuple[tuple[Callable[[Dice, bool, Language], Keyed], int], ...] = (
     (wondering, 12),
     (telling(forms.translate), 10),
-    (scene, 3),
-    (echo, 1),
+    (scene, 2),
+    (echo, 3),
     (search, 2),
     (search_among, 2),
     (search_anything, 3),

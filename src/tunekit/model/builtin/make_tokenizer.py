@@ -51,7 +51,8 @@ def training_texts() -> Iterator[str]:
     """The texts the merges are learnt from: the world's train split only."""
     yield from (row["text"] for row in rows("text", "train", DOCUMENTS))
     for row in rows("instructions", "train"):
-        yield "\n".join((row["instruction"], row["input"], row["output"]))
+        text, _, question = row["instruction"].rpartition("\n")
+        yield "\n".join((question, text, row["output"]))
     for part in ("chats", "smalltalk"):
         for row in rows(part, "train"):
             yield "\n".join(f"{message['role']}\n{message['content']}" for message in row["messages"])
