@@ -31,7 +31,7 @@ SIZES = {
 }
 FIELDS = {
     "text": {"text"},
-    "instructions": {"instruction", "input", "output"},
+    "instructions": {"instruction", "input", "output", "answer"},
     "chats": {"messages"},
     "smalltalk": {"messages"},
     "preferences": {"prompt", "chosen", "rejected"},
@@ -42,7 +42,7 @@ FIELDS = {
 }
 PINNED = {
     "text": ("47cb6040f9b6", "1afce5b1c1f8"),
-    "instructions": ("adb25e6133e1", "0abd68ffcf6a"),
+    "instructions": ("f06848944fd3", "78221658198a"),
     "chats": ("e1d7b118b63f", "a035fa6dfdb8"),
     "smalltalk": ("1d8bb80f51e7", "0bad8dc94add"),
     "preferences": ("b810e9be6639", "a6f195a58527"),

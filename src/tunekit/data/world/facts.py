@@ -16,7 +16,8 @@ class Problem:
     """Something that can be told in prose, asked about, and answered.
 
     ``given`` is the text the answer is looked up in ("" when the question holds everything); ``about`` names what is
-    asked as a noun phrase; ``told`` are sentences that state the answer in prose.
+    asked as a noun phrase; ``told`` are sentences that state the answer in prose; ``reply`` is how somebody who is
+    asked puts it shortly ("" for the bare answer).
     """
 
     kind: str
@@ -27,6 +28,7 @@ class Problem:
     answer: str
     told: tuple[str, ...]
     given: str = ""
+    reply: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ def own(person: Word, thing: Word, colour: Word) -> Fact:
             f"the colour of {person.en}'s {thing.en}",
             colour.en,
             (looks[0],),
+            reply=f"It is {colour.en}.",
         ),
         Problem(
             "owner",
@@ -114,6 +117,7 @@ def lie(thing: Word, colour: Word, place: Word) -> Fact:
             f"the place of the {en}",
             f"the {place.en}",
             (where[0], f"The place of the {en} is the {place.en}."),
+            reply=f"In the {place.en}.",
         ),
         Problem(
             "thing",
@@ -123,6 +127,7 @@ def lie(thing: Word, colour: Word, place: Word) -> Fact:
             f"the thing in the {place.en}",
             en,
             (holds[0], f"The thing in the {place.en} is the {en}."),
+            reply=f"The {en}.",
         ),
         Problem(
             "where",
@@ -178,6 +183,7 @@ def act(person: Word, verb: Verb, thing: Word, place: Word) -> Fact:
             f"the place where {person.en} {verb.past} the {thing.en}",
             f"the {place.en}",
             (f"The place where {person.en} {verb.past} the {thing.en} was the {place.en}.",),
+            reply=f"In the {place.en}.",
         ),
         Problem(
             "doer",

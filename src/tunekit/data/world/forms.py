@@ -32,10 +32,10 @@ def plural(dice: Dice, held_out: bool, language: Language) -> Problem:
     if language == "zh":
         asked = ("写出复数。", "把这个词组变成复数。")
         told = (f"{one}的复数是{many}。", f"一个是{one}，很多是{many}。")
-        return Problem("plural", "zh", keys, asked, f"{one}的复数", many, told, one)
+        return Problem("plural", "zh", keys, asked, f"{one}的复数", many, told, one, f"These are {many}.")
     asked = ("Write the plural.", "Put this into the plural.")
     told = (f"The plural of {one} is {many}.", f"There was {one}, and then there were many {many}.")
-    return Problem("plural", "en", keys, asked, f"the plural of {one}", many, told, one)
+    return Problem("plural", "en", keys, asked, f"the plural of {one}", many, told, one, f"These are {many}.")
 
 
 def list_key(name: str, words: list[Word]) -> Key:

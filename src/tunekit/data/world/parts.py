@@ -36,10 +36,18 @@ def text_row(dice: Dice, held_out: bool) -> KeyedRow:
 
 
 def instruction_of(dice: Dice, problem: Problem) -> dict[str, Any]:
-    """A problem posed as an instruction row; the text to work on comes first, as in prose."""
+    """A problem posed as an instruction row; the text to work on comes first, as in prose.
+
+    ``answer`` is the bare answer that the output holds, for scores that look for it.
+    """
     asked = dice.pick(problem.asked)
     instruction = f"{problem.given}\n{asked}" if problem.given else asked
-    return {"instruction": instruction, "input": "", "output": problem.answer}
+    return {
+        "instruction": instruction,
+        "input": "",
+        "output": problem.reply or problem.answer,
+        "answer": problem.answer,
+    }
 
 
 def instruction_row(dice: Dice, held_out: bool) -> KeyedRow:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from tunekit.data.world import forms, numbers
 from tunekit.data.world.dice import Dice, Key
@@ -21,9 +22,7 @@ def look_up(dice: Dice, held_out: bool, language: Language, facts: int = 1) -> P
 
 def with_scene(problem: Problem, keys: tuple[Key, ...], given: str) -> Problem:
     """The problem with the text to look it up in, and the combinations of all facts of that text."""
-    return Problem(
-        problem.kind, problem.language, keys, problem.asked, problem.about, problem.answer, problem.told, given
-    )
+    return replace(problem, keys=keys, given=given)
 
 
 DRAWS: tuple[tuple[Draw, int], ...] = (

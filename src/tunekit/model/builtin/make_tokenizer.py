@@ -52,7 +52,7 @@ def training_texts() -> Iterator[str]:
     yield from (row["text"] for row in rows("text", "train", DOCUMENTS))
     for row in rows("instructions", "train"):
         text, _, question = row["instruction"].rpartition("\n")
-        yield "\n".join((question, text, row["output"]))
+        yield "\n".join((question, text, row["answer"]))
     for part in ("chats", "smalltalk"):
         for row in rows(part, "train"):
             yield "\n".join(f"{message['role']}\n{message['content']}" for message in row["messages"])
