@@ -30,7 +30,8 @@ def install(model: Path, folder: Path = FOLDER) -> Path:
 
     source = model / "model.safetensors"
     if not source.is_file():
-        raise UserError("no model.safetensors there", where=str(model), fix="name the model folder of a pretraining run")
+        fix = "name the model folder of a pretraining run"
+        raise UserError("no model.safetensors there", where=str(model), fix=fix)
     weights = load_file(source)
     expected = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).state_dict()
     tied = set(expected) - set(weights)
