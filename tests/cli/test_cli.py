@@ -334,7 +334,10 @@ def test_ctrl_c_is_exit_130(run, recipe, monkeypatch):
 def test_a_signal_to_the_process_is_exit_130(recipe):
     os.mkfifo("pipe.yaml")  # reading it waits until somebody writes
     with subprocess.Popen(
-        [sys.executable, "-m", "tunekit", "plan", "pipe.yaml"], stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-m", "tunekit", "plan", "pipe.yaml"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what a shell starts with `&`
     ) as running:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
@@ -344,7 +347,10 @@ def test_a_signal_to_the_process_is_exit_130(recipe):
             except OSError:
                 time.sleep(0.05)
         running.send_signal(signal.SIGINT)
-        _, errors = running.communicate(timeout=30)
+        try:
+            _, errors = running.communicate(timeout=30)
+        finally:
+            running.kill()  # or leaving the block would wait for ever
         os.close(handle)
     assert running.returncode == 130, errors
     assert errors == b"stopped\n"

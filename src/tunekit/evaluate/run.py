@@ -108,7 +108,8 @@ def compare(
         ``tasks``, ``samples`` and ``seconds``. A number that is not known is nan, and its verdict is None.
     """
     before = {(result.name, result.metric): result for result in base or ()}
-    pairs = [(before.get((result.name, result.metric)), result) for result in tuned]
+    answers_first = sorted(tuned, key=lambda result: not result.texts)  # what tuning was for; then likelihoods
+    pairs = [(before.get((result.name, result.metric)), result) for result in answers_first]
     seconds = [{result.name: result.seconds for result in results} for results in (base or (), tuned)]
     return {
         "tasks": [_task(old, new, confidence, seed) for old, new in pairs],
