@@ -102,9 +102,9 @@ def test_nothing_private_reaches_the_record(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("/work/here/data/a.jsonl:3", "data/a.jsonl:3"),
-        ("/work/here-too/a.jsonl", "…/a.jsonl"),  # a neighbour with the same beginning is not below it
-        ("/work/here", "."),
+        ("/place/here/data/a.jsonl:3", "data/a.jsonl:3"),
+        ("/place/here-too/a.jsonl", "…/a.jsonl"),  # a neighbour with the same beginning is not below it
+        ("/place/here", "."),
         ("see https://huggingface.co/docs/x and a/b", "see https://huggingface.co/docs/x and a/b"),
         ("key hf_abcdefghijklmnopqrst!", "key <secret>!"),
         ("/home/bob/x", "~/x"),
@@ -113,7 +113,7 @@ def test_nothing_private_reaches_the_record(tmp_path, monkeypatch):
     ],
 )
 def test_scrubbed_texts(text, shown):
-    where = {"run": Path("/work/here/runs/x"), "here": Path("/work/here"), "home": Path("/home/ada")}
+    where = {"run": Path("/place/here/runs/x"), "here": Path("/place/here"), "home": Path("/home/ada")}
     scrubber = Scrubber(**where, host="box", environ={"MAX_TOKENS": "512"})
     assert scrubber.text(text) == shown
 
