@@ -1,4 +1,4 @@
-"""tunekit: fine-tuning that accounts for every row, proves every artefact and answers at once."""
+"""tunekit: fine-tuning that accounts for every row, refuses faulty data and says whether it helped."""
 
 __version__ = "0.1.0"
 

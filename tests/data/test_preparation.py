@@ -145,6 +145,15 @@ def test_overlong_rows(overlong, tmp_path):
     assert len(made.rows()) == (3 if overlong == "truncate" else 2)
 
 
+def test_long_text_is_dropped_or_refused_when_the_recipe_says_so(tmp_path):
+    path = write(tmp_path / "texts.jsonl", [{"text": "short"}, {"text": LONG}])
+    dropped = Made(recipe(path, data__overlong="drop", data__max_drop_rate=0.5), tmp_path)
+    assert dropped.fates()[1] == (2, "dropped", "longer than data.max_length")
+    with pytest.raises(DataError, match=r"longer than data\.max_length") as caught:
+        Made(recipe(path, data__overlong="error"), tmp_path)
+    assert caught.value.problems[0].where.endswith("texts.jsonl:2")
+
+
 @pytest.mark.parametrize("packing", [False, True])
 def test_a_long_document_is_cut_without_the_loss_of_a_token(packing, tmp_path):
     texts = [" ".join(f"{n}" for n in range(size)) for size in (5, 400, 63, 129)]

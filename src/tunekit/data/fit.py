@@ -46,8 +46,8 @@ class Fitter:
         renderer: renders conversations, with what is trained.
         facts: of the model that will be trained.
         max_length: longest row in tokens.
-        overlong: what happens to longer conversations (``truncate``, ``drop``, ``error``). Plain text is always cut
-            into several rows: nothing of a document is lost.
+        overlong: what happens to longer examples (``truncate``, ``drop``, ``error``). Truncating cuts plain text into
+            several rows: nothing of a document is lost.
         isolated: whether packed examples must not see each other.
     """
 
@@ -78,11 +78,11 @@ class Fitter:
         size, limit = len(encoded.input_ids), self.max_length
         if not any(encoded.trained[1:]):
             return Encoding(encoded.text, size, lost="no text of the row is trained")
-        if rendered.document:
-            return Encoding(encoded.text, size, tuple(self._row(encoded, a, b) for a, b in pieces(size, limit)))
         if size > limit and self.overlong != "truncate":
             words = f"{size:,} tokens, {limit:,} are allowed"
             return Encoding(encoded.text, size, lost="longer than data.max_length", detail=words, overlong=True)
+        if rendered.document:
+            return Encoding(encoded.text, size, tuple(self._row(encoded, a, b) for a, b in pieces(size, limit)))
         if not any(encoded.trained[1:limit]):
             words = f"{size:,} tokens, the answer begins after {encoded.prompt_tokens:,}, {limit:,} are allowed"
             return Encoding(
