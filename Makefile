@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Waiting threads that spin make training up to ten times slower when another process needs a core.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: quickstart test test-all check bench clean
+.PHONY: quickstart test test-all check bench soak clean
 
 quickstart: $(STAMP)  ## fine-tune the embedded model on embedded data, offline, and show what came of it
 	$(BIN)/tunekit sft recipes/quickstart.yaml
@@ -25,6 +25,11 @@ check: $(STAMP)  ## ruff, mypy, layers and house limits
 
 bench: $(STAMP)  ## ratios against the libraries tunekit stands on, in one run
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/guards.py
+
+MINUTES ?= 30
+soak: $(STAMP)  ## trains, kills, resumes and damages at random: make soak MINUTES=30
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/soak.py --minutes $(MINUTES)
 
 # torch is asked for by its exact version: on a machine without a GPU any other request pulls gigabytes of CUDA.
 $(STAMP): pyproject.toml constraints.txt

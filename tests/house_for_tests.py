@@ -43,11 +43,12 @@ DANGEROUS = {
 }
 ENVIRONMENT = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES"}
 WHOLE_ENVIRONMENT = {
-    "tunekit.train.launch",  # handed on to torchrun
+    "tunekit.train.launch",  # handed on to the ranks
     "tunekit.runs.scrub",  # the values of secrets are looked for, to be taken out of what is shown
 }
 IMPORTED_INSIDE_FUNCTIONS = {
     "tunekit.train.causal", "tunekit.train.trainer", "tunekit.train.batches", "tunekit.train.muon",
+    "tunekit.train.callbacks", "tunekit.train.ranks", "tunekit.train.saving",
     "tunekit.evaluate.statistics",
 }  # fmt: skip
 

@@ -220,3 +220,12 @@ main()
 def test_nothing_of_a_machine_is_in_the_docs():
     private = re.compile(r"(?<![\w.])/(?:work|root|home|tmp|Users)/")
     assert [(name, found.group()) for name, text in TEXTS.items() for found in private.finditer(text)] == []
+
+
+def test_resume_page_lists_every_rule_of_changes():
+    from tunekit.plan.changes import table
+
+    words = {"harmless": "free", "allowed": "by name", "fixed": "not"}
+    rows = [line for line in TEXTS["docs/resume.md"].splitlines() if line.startswith("| `")]
+    for key, kind, why in table():
+        assert any(f"`{key}`" in row and f"| {words[kind]} | {why} |" in row for row in rows), (key, kind)

@@ -170,7 +170,7 @@ def test_init_of_an_unknown_method(run):
 
 def test_schema_has_every_block(run):
     schema = json.loads(run("schema").stdout)
-    blocks = {"method", "model", "adapter", "data", "train", "eval", "launch", "output", *METHODS.names}
+    blocks = {"method", "model", "adapter", "data", "train", "eval", "launch", "guards", "output", *METHODS.names}
     assert set(schema["properties"]) == blocks
     one = json.loads(run("schema", "--method", "sft").stdout)
     assert set(one["properties"]) == blocks - set(METHODS.names) | {"sft"}
@@ -289,13 +289,13 @@ def test_an_error_as_json_is_one_event(run, recipe):
 @pytest.mark.parametrize("name", ["it's here", 'a "b"', "back\\slash", "tab\there", "ünïcode", "a: b # c", "null"])
 def test_output_folders_of_any_name(run, recipe, tmp_path, monkeypatch, name):
     seen = []
-    monkeypatch.setattr("tunekit.cli.train.make_plan", lambda recipe, path: seen.append(recipe.output.dir) or 1 / 0)
+    monkeypatch.setattr("tunekit.cli.train.make_plan", lambda recipe, path, **_: seen.append(recipe.output.dir) or 1 / 0)
     assert run("sft", recipe, "-o", name).exit_code == 1
     assert seen == [name]
 
 
 def failing(kind):
-    def make_plan(recipe, path):
+    def make_plan(recipe, path, **_):
         raise kind("out of luck")
 
     return make_plan

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import tunekit
-from tunekit.cli import cache, data, doctor, recipe, runs, train
+from tunekit.cli import cache, data, doctor, recipe, resume, runs, train
 
 app = typer.Typer(
     name="tunekit",
@@ -39,6 +39,7 @@ data.app.add_typer(
     cache.app, name="cache", help="See, explain or delete the prepared data that is kept for the next run."
 )
 train.register(app)
+resume.register(app)
 recipe.register(app)
 app.add_typer(
     data.app, name="data", help="Look at data as the model will see it.", rich_help_panel="Look before you train"

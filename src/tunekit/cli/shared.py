@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunekit.core.errors import MachineError, TunekitError
+from tunekit.core.errors import MachineError, Stopped, TunekitError
 
 if TYPE_CHECKING:
     from tunekit.plan.plan import Plan
@@ -25,6 +25,15 @@ Overrides = Annotated[
         "-s",
         help="Override a key, for example [bold]--set train.learning_rate=1e-4[/bold].",
         metavar="KEY=VALUE",
+    ),
+]
+AllowChange = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-change",
+        help="Apply this key's new value to the run that is gone on with, for example "
+        "[bold]--allow-change train.learning_rate[/bold].",
+        metavar="KEY",
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show only warnings and errors.")]
@@ -49,8 +58,11 @@ def guard(*, json: bool = False, debug: bool = False) -> Iterator[None]:
             traceback.print_exc()
         show_error(error, json=json)
         raise typer.Exit(error.exit_code) from None
+    except Stopped as stopped:
+        _show_stop(stopped.told, stopped.exit_code, json=json)
+        raise typer.Exit(stopped.exit_code) from None
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        _show_stop("", 130, json=json)
         raise typer.Exit(130) from None
     except BrokenPipeError:
         raise typer.Exit(0) from None
@@ -72,6 +84,15 @@ def guard(*, json: bool = False, debug: bool = False) -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
+def _show_stop(told: str, exit_code: int, *, json: bool) -> None:
+    if json:
+        from tunekit.runs.screen import JsonScreen
+
+        JsonScreen().event("stopped", exit_code=exit_code, text=told)
+    else:
+        print("stopped" + (f": {told}" if told else ""), file=sys.stderr)
+
+
 def read_recipe(path: Path, method: str | None, overrides: list[str] | None, processes: int | None = None) -> Recipe:
     """Reads and checks a recipe with its overrides; ``--processes`` is one of them."""
     from tunekit.recipe.load import load
@@ -80,9 +101,10 @@ def read_recipe(path: Path, method: str | None, overrides: list[str] | None, pro
     return load(path, method=method, overrides=[*(overrides or []), *extra])
 
 
-def make_plan(recipe: Recipe, path: Path) -> Plan:
-    """Looks at the machine and resolves the plan; imports torch."""
+def make_plan(recipe: Recipe, path: Path, *, resume: bool = False) -> Plan:
+    """Looks at the run folder, then at the machine, and resolves the plan; imports torch."""
     from tunekit.plan.hardware import probe
-    from tunekit.plan.resolve import resolve
+    from tunekit.plan.resolve import resolve, run_folder
 
-    return resolve(recipe, path, probe())
+    folder = run_folder(recipe, path, resume=resume)
+    return resolve(recipe, path, probe(), folder)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json as jsonlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunekit.cli.shared import Debug, Json, Overrides, Quiet, RecipePath, guard, make_plan, read_recipe
+from tunekit.cli.shared import AllowChange, Debug, Json, Overrides, Quiet, RecipePath, guard, make_plan, read_recipe
+from tunekit.core.errors import UserError
 from tunekit.core.registry import METHODS
 
 if TYPE_CHECKING:
+    from tunekit.plan.plan import Plan
     from tunekit.runs.record import Record
 
 Processes = Annotated[
@@ -20,6 +23,9 @@ Processes = Annotated[
 ]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Run folder; it must be new or empty.", metavar="DIR")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in that folder from its newest whole checkpoint.")
 ]
 
 
@@ -41,38 +47,51 @@ def _command(method: str) -> Callable[..., None]:
         overrides: Overrides = None,
         processes: Processes = None,
         output: Output = None,
+        resume: Resume = False,
+        allow_change: AllowChange = None,
         quiet: Quiet = False,
         json: Json = False,
         debug: Debug = False,
     ) -> None:
         with guard(json=json, debug=debug):
-            train(method, recipe, overrides, processes, output, quiet=quiet, json=json)
+            if allow_change and not resume:
+                raise UserError("--allow-change is about a run that is gone on with", fix="add --resume")
+            named = [*(overrides or []), *([f"output.dir={jsonlib.dumps(str(output))}"] if output is not None else [])]
+            checked = read_recipe(recipe, method, named, processes)
+            text = recipe.read_text(encoding="utf-8-sig")
+            train(
+                lambda: make_plan(checked, recipe, resume=resume),
+                Request(recipe, text, resume, tuple(allow_change or ())),
+                quiet=quiet,
+                json=json,
+            )
 
     return command
 
 
-def train(
-    method: str,
-    path: Path,
-    overrides: list[str] | None,
-    processes: int | None,
-    output: Path | None,
-    *,
-    quiet: bool,
-    json: bool,
-) -> None:
-    """Reads the recipe, resolves the plan, makes the run and shows what came of it."""
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for: the recipe's file and text (None keeps the run's own), and whether to go on."""
+
+    recipe: Path
+    text: str | None
+    resume: bool
+    allowed: tuple[str, ...]
+
+
+def train(resolve: Callable[[], Plan], request: Request, *, quiet: bool, json: bool) -> None:
+    """Resolves the plan, makes the run or goes on with it, and shows what came of it."""
     from tunekit.runs.screen import make_screen
 
-    named = [*(overrides or []), *([f"output.dir={jsonlib.dumps(str(output))}"] if output is not None else [])]
-    recipe = read_recipe(path, method, named, processes)
     screen = make_screen(quiet=quiet, json=json)
     with screen.step("starting"):
-        plan = make_plan(recipe, path)
-        from tunekit.train.pipeline import Job, run
+        plan = resolve()
+        from tunekit.train.pipeline import Job, claim, run
+    if not request.resume:
+        plan = claim(plan)
     options = ("--quiet",) if quiet else ("--json",) if json else ()
-    record = run(Job(plan, path.read_text(encoding="utf-8-sig"), options), screen)
-    _show(record, Path(plan.run_dir), path, quiet=quiet, json=json)
+    record = run(Job(plan, request.text, options, request.resume, request.allowed), screen)
+    _show(record, Path(plan.run_dir), request.recipe, quiet=quiet, json=json)
 
 
 def _show(record: Record, folder: Path, recipe: Path, *, quiet: bool, json: bool) -> None:

@@ -71,6 +71,26 @@ class DivergedError(TunekitError):
     title = "training diverged"
 
 
+class Stopped(KeyboardInterrupt):
+    """Somebody asked the program to end: Ctrl-C (SIGINT) or SIGTERM. Exit code 130 or 143.
+
+    A KeyboardInterrupt, so that no library's ``except Exception`` takes it for a failure.
+
+    Args:
+        signum: the signal.
+        told: what became of the work so far, for the user; empty when there is nothing to say.
+    """
+
+    def __init__(self, signum: int, told: str = "") -> None:
+        super().__init__(told)
+        self.signum, self.told = signum, told
+
+    @property
+    def exit_code(self) -> int:
+        """128 and the signal's number, as shells count."""
+        return 128 + self.signum
+
+
 def raise_all(kind: type[TunekitError], problems: Sequence[Problem]) -> None:
     """Raises one error of ``kind`` that carries all ``problems``; does nothing when there are none."""
     if problems:

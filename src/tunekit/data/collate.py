@@ -31,9 +31,10 @@ class Collator:
     multiple: int = 8
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """``input_ids``, ``labels``, ``position_ids`` of shape (B, T), and ``tokens``, the real lengths, of shape (B,).
+        """``input_ids``, ``labels``, ``position_ids`` of shape (B, T); ``tokens``, the real lengths, of shape (B,).
 
-        B: examples; T: the longest example, rounded up.
+        ``rows`` of shape (B, R) holds the ledger's numbers of the rows in each example, filled up with -1.
+        B: examples; T: the longest example, rounded up; R: the most rows that an example holds.
         """
         import torch
 
@@ -53,5 +54,14 @@ class Collator:
                 positions[row, :size] = own
                 positions[row, size:] = torch.arange(1, length - size + 1) + int(own[-1])
         tokens = torch.tensor([0 if example.get("empty") else len(example["input_ids"]) for example in examples])
-        batch = {"input_ids": ids, "labels": labels, "position_ids": positions, "tokens": tokens}
+        batch = {"input_ids": ids, "labels": labels, "position_ids": positions}
+        batch |= {"tokens": tokens, "rows": _rows(examples)}
         return batch | {"attention_mask": mask} if self.with_mask else batch
+
+
+def _rows(examples: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+    import torch
+
+    numbers = [list(example.get("rows") or ()) for example in examples]
+    most = max(1, *(len(row) for row in numbers))
+    return torch.tensor([row + [-1] * (most - len(row)) for row in numbers], dtype=torch.long)

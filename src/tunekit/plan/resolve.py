@@ -20,8 +20,14 @@ _TRACKER_MODULES = {"azure_ml": "azureml.core", "flyte": "flytekit"}
 _NEEDS_NO_PACKAGE = ("kubeflow",)
 
 
-def resolve(recipe: Recipe, recipe_path: Path, hardware: Hardware) -> Plan:
+def resolve(recipe: Recipe, recipe_path: Path, hardware: Hardware, folder: str | None = None) -> Plan:
     """Derives every number of a run that does not depend on the rows.
+
+    Args:
+        recipe: the checked recipe.
+        recipe_path: its file: relative data paths start in its folder, and it names the run.
+        hardware: the machine.
+        folder: the run folder, where it is known already (see `run_folder`).
 
     Raises:
         UserError: the recipe does not fit the machine's processes, or the named output folder is not empty.
@@ -34,7 +40,7 @@ def resolve(recipe: Recipe, recipe_path: Path, hardware: Hardware) -> Plan:
     return Plan(
         recipe=recipe,
         recipe_folder=os.path.relpath(recipe_path.parent),
-        run_dir=_run_dir(recipe, recipe_path),
+        run_dir=folder or run_folder(recipe, recipe_path),
         hardware=hardware,
         precision=precision,
         weights_dtype=_weights_dtype(recipe, hardware, precision),
@@ -66,6 +72,8 @@ def _processes(recipe: Recipe, hardware: Hardware) -> int:
 def _batches(recipe: Recipe, processes: int) -> tuple[int, int]:
     """(micro-batch, accumulation): the largest divisor of a process's share that keeps within TOKENS_PER_PASS."""
     share = recipe.train.batch_size // processes
+    if recipe.train.micro_batch_size == "auto":  # the session asks the memory; it begins with the most there can be
+        return share, 1
     if recipe.train.micro_batch_size:
         return recipe.train.micro_batch_size, share // recipe.train.micro_batch_size
     limit = max(1, TOKENS_PER_PASS // recipe.data.max_length)
@@ -88,6 +96,14 @@ def _missing(recipe: Recipe, hardware: Hardware) -> list[Problem]:
                 f"optimizer '{recipe.train.optimizer}' needs bitsandbytes",
                 "train.optimizer",
                 "pip install 'tunekit[bnb]'",
+            )
+        )
+    if recipe.guards.on_divergence == "rollback" and hardware.gpus and _precision(recipe, hardware) == "fp16":
+        problems.append(
+            Problem(
+                "a rollback leaves steps out, which the loss scaler of fp16 does not take",
+                "guards.on_divergence",
+                "use `precision: bf16` or fp32, or `on_divergence: stop`",
             )
         )
     if recipe.train.precision == "fp16" and not hardware.gpus:
@@ -122,19 +138,29 @@ def _weights_dtype(recipe: Recipe, hardware: Hardware, precision: str) -> Litera
     return "bfloat16" if recipe.adapter_block is not None and hardware.gpus and precision == "bf16" else "float32"
 
 
-def _run_dir(recipe: Recipe, recipe_path: Path) -> str:
+def run_folder(recipe: Recipe, recipe_path: Path, *, resume: bool = False) -> str:
+    """Where the run is written: ``output.dir``, or ``runs/<recipe's name>``, numbered when there is one already.
+
+    Args:
+        recipe: the checked recipe.
+        recipe_path: its file.
+        resume: take the folder that is there; the last one, when they are numbered.
+
+    Raises:
+        UserError: the named folder is not empty, and not to be resumed.
+    """
     named = recipe.output.dir
     if named is not None:
-        if Path(named).exists() and (not Path(named).is_dir() or any(Path(named).iterdir())):
+        if not resume and Path(named).exists() and (not Path(named).is_dir() or any(Path(named).iterdir())):
             raise UserError(
                 f"the output folder '{named}' is not empty",
                 where="output.dir",
-                fix="name another folder, remove this one, or leave output.dir out to get a numbered one",
+                fix="go on with it by --resume, name another folder, remove this one, or leave output.dir out",
             )
         return named
-    root, number = Path("runs"), 1
-    folder = root / recipe_path.stem
-    while folder.exists():
-        number += 1
-        folder = root / f"{recipe_path.stem}-{number}"
-    return str(folder)
+    folder = following = Path("runs") / recipe_path.stem
+    number = 1
+    while following.exists():
+        folder, number = following, number + 1
+        following = Path("runs") / f"{recipe_path.stem}-{number}"
+    return str(folder if resume else following)

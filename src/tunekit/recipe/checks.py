@@ -47,7 +47,7 @@ def _batch(recipe: Recipe) -> Found:
             f"'train.batch_size' ({train.batch_size}) cannot be shared by {processes} processes",
             f"use a multiple of {processes}",
         )
-    elif train.micro_batch_size and (train.batch_size // processes) % train.micro_batch_size:
+    elif isinstance(train.micro_batch_size, int) and (train.batch_size // processes) % train.micro_batch_size:
         yield (
             ("train", "micro_batch_size"),
             f"'train.micro_batch_size' ({train.micro_batch_size}) does not divide the {train.batch_size // processes} "
@@ -96,6 +96,8 @@ def _streaming(recipe: Recipe) -> Found:
     data = recipe.data
     if not data.streaming:
         return
+    if recipe.train.workers:
+        yield ("train", "workers"), "a stream is read in the training process", "leave train.workers out"
     if recipe.train.max_steps is None:
         yield ("data", "streaming"), "a stream has no known length", "set `train.max_steps`"
     if isinstance(data.eval, EvalSplit) and has_eval(recipe):

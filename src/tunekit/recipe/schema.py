@@ -127,8 +127,8 @@ class TrainBlock(Block):
         le=1_048_576,
         description="GLOBAL batch in examples (packed rows with data.packing), over ranks and accumulation",
     )
-    micro_batch_size: int | None = Field(
-        None, ge=1, description="examples per device and forward pass; derived when left out"
+    micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        None, description="examples per device and forward pass; derived when left out; auto: as many as fit in memory"
     )
     learning_rate: float = Field(2e-4, gt=0, le=10, description="peak learning rate")
     schedule: Literal["linear", "cosine", "constant", "cosine_with_min_lr", "inverse_sqrt", "polynomial"] = Field(
@@ -151,8 +151,9 @@ class TrainBlock(Block):
     group_by_length: bool = Field(True, description="batches of similar length: less padding")
     seed: int = Field(42, ge=0, le=2**32 - 1, description="of everything random in the run")
     log_every: int = Field(10, ge=1, description="steps")
-    save_every: Every | None = Field(
-        None, description="steps, or a fraction of the run; default: no checkpoints, only the finished model"
+    save_every: Every | Literal["never"] | None = Field(
+        None,
+        description="steps between checkpoints, or a fraction of the run; one comes at the end; default 500; or never",
     )
     keep_checkpoints: int = Field(2, ge=1, description="older ones are deleted")
     early_stopping: EarlyStopping | None = Field(None, description="end when the evaluation loss no longer falls")
@@ -186,6 +187,19 @@ class LaunchBlock(Block):
     strategy: Literal["ddp"] = Field("ddp", description="how the processes share the work")
 
 
+class GuardsBlock(Block):
+    """What happens when training goes wrong."""
+
+    on_divergence: Literal["warn", "stop", "rollback"] = Field(
+        "warn",
+        description="at a sudden rise of the loss; rollback: back to the last checkpoint, and past those batches. "
+        "A loss or gradient that is not finite always ends the run, or is rolled back",
+    )
+    watchdog: int = Field(
+        600, ge=2, description="seconds without a sign of life from one of several processes until the run is ended"
+    )
+
+
 class OutputBlock(Block):
     """Where the run is written."""
 
@@ -201,6 +215,7 @@ class Recipe(Block):
     train: TrainBlock = Field(default_factory=TrainBlock, description="the optimization")
     eval: EvalBlock = Field(default_factory=EvalBlock, description="what is measured on the held-out rows")
     launch: LaunchBlock = Field(default_factory=LaunchBlock, description="on how many processes")
+    guards: GuardsBlock = Field(default_factory=GuardsBlock, description="what happens when training goes wrong")
     output: OutputBlock = Field(default_factory=OutputBlock, description="where the run is written")
 
     @property

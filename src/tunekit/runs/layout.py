@@ -40,6 +40,15 @@ class RunFolder:
         """One JSON object a line for every logged step and evaluation."""
         return self.path / "metrics.jsonl"
 
+    def samples(self, rank: int) -> Path:
+        """The ledger's rows that each step saw on a rank, one JSON object a line."""
+        return self.path / ("samples.jsonl" if rank == 0 else f"samples-{rank}.jsonl")
+
+    @property
+    def staging(self) -> Path:
+        """Where checkpoints are written before they are put in place."""
+        return self.path / ".staging"
+
     @property
     def log(self) -> Path:
         """What the libraries said."""

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, written as training goes, readable after a crash."""
+"""metrics.jsonl and samples.jsonl: one JSON object a line, written as training goes, readable after a crash."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from tunekit.runs.wording import NOT_FINITE, json_ready
 
 
 class MetricsWriter:
-    """Appends lines to ``metrics.jsonl``; every line is flushed, values that are not finite are "nan", "inf", "-inf".
+    """Appends lines to ``metrics.jsonl`` or ``samples.jsonl``; every line is flushed.
+
+    Values that are not finite are "nan", "inf", "-inf".
 
     A last line torn by a crash is cut off when the file is opened. A training line without ``step`` is a programmer's
     error.
@@ -42,10 +44,14 @@ class MetricsWriter:
         self._file.write(json.dumps(json_ready(values), ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
 
+    def sync(self) -> None:
+        """Waits until the disk has every line."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Writes through to the disk and closes."""
         if not self._file.closed:
-            os.fsync(self._file.fileno())
+            self.sync()
             self._file.close()
 
     def __enter__(self) -> MetricsWriter:

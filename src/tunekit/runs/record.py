@@ -99,6 +99,23 @@ class Best(_Part):
     value: float
 
 
+class RollbackPart(_Part):
+    """The loss or a gradient of ``step`` went wrong: training went back to ``to``, and left the batches out."""
+
+    step: int
+    to: int
+    why: str
+    skipped: tuple[int, ...]
+
+
+class ResumePart(_Part):
+    """The run went on from the checkpoint of ``step`` (0: from the beginning); ``changes`` as key: old -> new."""
+
+    at: str
+    step: int
+    changes: tuple[str, ...] = ()
+
+
 class TrainingPart(_Part):
     """What training did. ``tokens`` went through the model, ``trained_tokens`` of them bore loss."""
 
@@ -110,6 +127,7 @@ class TrainingPart(_Part):
     final_loss: float | None = None
     final_eval_loss: float | None = None
     best: Best | None = None
+    rollbacks: tuple[RollbackPart, ...] = ()
 
 
 class Estimate(_Open):
@@ -191,6 +209,7 @@ class Record(_Part):
     training: TrainingPart | None = None
     evaluation: EvaluationPart | None = None
     artefact: str | None = None
+    resumed: tuple[ResumePart, ...] = ()
     plan_hash: str = ""
 
     def updated(self, **changes: Any) -> Self:

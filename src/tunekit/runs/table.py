@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +14,22 @@ from rich.text import Text
 from tunekit.core.errors import UserError
 from tunekit.runs.environment import environment_words
 from tunekit.runs.layout import RunFolder, list_runs
+from tunekit.runs.lock import is_held
 from tunekit.runs.record import FATES, Record, SplitPart, read_record
 from tunekit.runs.summary import console_summary, pairs, slim_table, two_lines
 from tunekit.runs.verdict import metric_name, show_value
 from tunekit.runs.wording import count, duration, number, when
 
-_STATUS = {"done": "green", "failed": "red", "unreadable": "red", "stopped": "yellow"}
+_STATUS = {"done": "green", "failed": "red", "unreadable": "red", "stopped": "yellow", "interrupted": "yellow"}
 
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """One run in the list; ``status`` is "unreadable" when its record is damaged, and ``note`` says how."""
+    """One run in the list.
+
+    ``status`` is the record's, or "interrupted" when the run ended without a word, or "unreadable" when the record is
+    damaged; ``note`` says how.
+    """
 
     name: str
     path: str
@@ -54,7 +60,7 @@ def _row(folder: RunFolder) -> RunRow:
     return RunRow(
         name=folder.name,
         path=str(folder.path),
-        status=record.status,
+        status=_status(record, folder),
         method=record.method,
         model=record.model.name if record.model else "",
         steps=training.steps if training else None,
@@ -64,6 +70,16 @@ def _row(folder: RunFolder) -> RunRow:
         created=record.created,
         note=record.error.problems[0].what if record.error else "",
     )
+
+
+def _status(record: Record, folder: RunFolder) -> str:
+    """The record's status; a run that is said to be running but whose folder nobody holds was interrupted."""
+    if record.status != "running":
+        return record.status
+    try:
+        return "running" if is_held(folder.path) else "interrupted"
+    except OSError:  # where locks cannot be asked for, the record's word stands
+        return "running"
 
 
 def _metric(record: Record) -> tuple[str, str]:
@@ -81,7 +97,7 @@ def runs_grid(rows: Sequence[RunRow]) -> RenderableType:
         return Text("no runs here yet", style="dim")
     table = slim_table()
     table.add_column("run\nmodel", overflow="fold")
-    table.add_column("method\nstatus", overflow="fold", max_width=10)
+    table.add_column("method\nstatus", overflow="fold", max_width=11)
     table.add_column("steps", justify="right", no_wrap=True)
     table.add_column("loss", justify="right", no_wrap=True)
     table.add_column("key metric\nbase → tuned", overflow="fold")
@@ -103,15 +119,17 @@ def run_details(path: Path) -> list[RenderableType]:
     """
     folder = RunFolder(path)
     record = read_record(folder)
+    status = _status(record, folder)
+    next_commands = [f"tunekit resume {shlex.quote(str(path))}"] if status == "interrupted" else []
     about = [
         ("run", folder.name),
         ("method", record.method),
-        ("status", record.status),
+        ("status", status),
         ("started", when(record.created)),
     ]
     if record.model:
         about.append(("base model", record.model.name))
-    parts: list[RenderableType] = [pairs(about), "", console_summary(record, folder)]
+    parts: list[RenderableType] = [pairs(about), "", console_summary(record, folder, next_commands)]
     if record.data:
         parts += ["", _data_table(record.data.splits)]
     took = [(name, duration(seconds)) for name, seconds in record.seconds.items()]

@@ -8,6 +8,8 @@ from typing import Any
 from tunekit.plan.plan import Plan
 
 _OPTIMIZERS = {"adamw": "adamw_torch_fused", "muon": "adamw_torch_fused"}  # muon: built by `train.trainer` itself
+SAVE_EVERY = 500
+"""Steps between checkpoints where the recipe does not say."""
 _OPEN = {"ddp_find_unused_parameters"}  # a default that `train.extra` may change
 _MIN_RATIO = 0.1  # of cosine_with_min_lr: the field's usual tenth of the peak
 
@@ -74,7 +76,8 @@ def _schedule(plan: Plan, evaluates: bool) -> dict[str, Any]:
     """When to log, evaluate and save."""
     train, evaluation = plan.recipe.train, plan.recipe.eval
     every = evaluation.every if evaluates else None
-    save_every = every if train.keep_best else train.save_every
+    wanted = every if train.keep_best else train.save_every or SAVE_EVERY
+    save_every = None if wanted == "never" else wanted
     named: dict[str, Any] = {
         "per_device_eval_batch_size": evaluation.batch_size,
         "logging_strategy": "steps",

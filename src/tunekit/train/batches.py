@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 Order = Literal["sequential", "random", "group_by_length"]
 POOL = 50
@@ -107,3 +108,32 @@ class _WithEmpty(Dataset[Any]):
         if index != EpochBatches.EMPTY:
             return self.dataset[index]
         return {"input_ids": self.dataset[0]["input_ids"][:1], "labels": [-100], "position_ids": None, "empty": True}
+
+
+class StreamLoader(DataLoader[Any]):
+    """The micro-batches of one rank of a stream: every rank reads all of it, and takes its share of each global batch.
+
+    So the global batches are the same on any number of ranks, and a part of a stream that was seen can be skipped.
+
+    Args:
+        rows: the endless examples, in the same order on every rank.
+        global_batch, micro_batch, rank, world: as in `EpochBatches`.
+    """
+
+    def __init__(
+        self, rows: Iterable[Any], *, global_batch: int, micro_batch: int, rank: int, world: int, collate_fn: Any
+    ) -> None:
+        share = _Share(rows, global_batch, micro_batch, rank, world)
+        super().__init__(share, batch_size=None, collate_fn=collate_fn)
+
+
+class _Share(IterableDataset[Any]):
+    def __init__(self, rows: Iterable[Any], global_batch: int, micro_batch: int, rank: int, world: int) -> None:
+        self.rows, self.global_batch, self.micro_batch = rows, global_batch, micro_batch
+        self.rank, self.world = rank, world
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        rows = iter(self.rows)
+        while len(batch := list(islice(rows, self.global_batch))) == self.global_batch:
+            mine = batch[self.rank :: self.world]
+            yield from (mine[start : start + self.micro_batch] for start in range(0, len(mine), self.micro_batch))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
@@ -13,11 +13,36 @@ from tunekit.data.collate import Collator
 from tunekit.plan.plan import Plan
 from tunekit.train.arguments import training_arguments
 from tunekit.train.isolation import check_isolated
-from tunekit.train.trainer import TunekitTrainer
+from tunekit.train.trainer import BOOKKEEPING, TunekitTrainer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 class CausalTrainer(TunekitTrainer, SFTTrainer):
     """TRL's SFTTrainer on examples that tunekit has prepared, with tunekit's guards."""
+
+    def method_state(self) -> dict[str, Any]:
+        """TRL's own running means, so that the first line logged after a resumption is the uninterrupted run's."""
+        return {"metrics": dict(self._metrics["train"]), "tokens": self._total_train_tokens}
+
+    def restore_method_state(self, values: dict[str, Any]) -> None:
+        """Takes back what `method_state` gave."""
+        self._metrics["train"].update(values["metrics"])
+        self._total_train_tokens = values["tokens"]
+
+    def local_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The summed loss of a batch by the same forward pass as in training, without a word to the other ranks.
+
+        Args:
+            model: without the wrapper of distributed training.
+            inputs: a batch of the collator, on the model's device.
+        """
+        kept = {name: value for name, value in inputs.items() if name not in BOOKKEEPING}
+        with self.compute_loss_context_manager():
+            loss: torch.Tensor = -model(**kept, use_cache=False, fused_lm_head=True).log_probs.sum()
+            return loss
 
 
 def causal_trainer(

@@ -2,21 +2,63 @@
 
 from __future__ import annotations
 
-import os
+import json
+import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunekit.core.files import sha256_file, write_json
+from tunekit.core.files import flush_file, flush_folder, sha256_file, sha256_json, write_json
 
 MANIFEST = "MANIFEST.json"
+DELETED = ".deleted-"
+_NAME = re.compile(r"step-(\d{6,})")
+_HASHING = 4  # threads; hashing and flushing both let go of Python's lock
+
+
+class Damaged(Exception):
+    """A checkpoint is not what its manifest says.
+
+    Args:
+        file: the first file that is wrong, relative to the checkpoint.
+        what: what is wrong with it.
+    """
+
+    def __init__(self, file: str, what: str) -> None:
+        super().__init__(f"{file}: {what}")
+        self.file, self.what = file, what
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files are all as they were written. ``facts``: what it belongs to, from its manifest."""
+
+    folder: Path
+    step: int
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A checkpoint that cannot be used, and why."""
+
+    folder: Path
+    why: Damaged
+
+
+def name_of(step: int) -> str:
+    """The folder's name of a step's checkpoint."""
+    return f"step-{step:06d}"
 
 
 def put_in_place(staged: Path, folder: Path, step: int, facts: dict[str, Any]) -> Path:
     """Moves a fully written checkpoint to ``folder/step-NNNNNN``.
 
     Every file is flushed to disk and entered with size and sha256 in ``MANIFEST.json``, which is written last; then
-    the folder is renamed and its parent flushed.
+    the folder is flushed and renamed, and its parent flushed: after a power cut there is a whole checkpoint or none. A
+    checkpoint of the same step, made before the run went back, is replaced.
 
     Args:
         staged: the written checkpoint, on the same file system.
@@ -25,34 +67,109 @@ def put_in_place(staged: Path, folder: Path, step: int, facts: dict[str, Any]) -
         facts: what the checkpoint belongs to: data fingerprint, plan hash, versions.
 
     Raises:
-        OSError: the disk is full or not writable; ``folder`` is as it was.
+        OSError: the disk is full or not writable; what lies in ``folder`` is still whole.
     """
-    (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle, and it would hold tokens
     files = sorted(path for path in staged.rglob("*") if path.is_file())
-    listed = {}
-    for path in files:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        listed[str(path.relative_to(staged))] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
-    write_json(staged / MANIFEST, {"step": step, **facts, "files": listed})
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"step-{step:06d}"
+    with ThreadPoolExecutor(_HASHING) as pool:
+        entries = list(pool.map(_flushed, files))
+    listed = {str(path.relative_to(staged)): entry for path, entry in zip(files, entries, strict=True)}
+    content = {"step": step, **facts, "files": listed}
+    write_json(staged / MANIFEST, {**content, "manifest_sha256": sha256_json(content)})
+    for below in sorted({path.parent for path in files} | {staged}, key=lambda path: -len(path.parts)):
+        flush_folder(below)
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        flush_folder(folder.parent)
+    final = folder / name_of(step)
+    replaced = final.rename(_doomed(final)) if final.exists() else None
     staged.rename(final)
-    _flush_folder(folder)
+    flush_folder(folder)
+    if replaced is not None:
+        shutil.rmtree(replaced)
     return final
 
 
-def rotate(folder: Path, keep: int, best: Path | None) -> None:
-    """Deletes the oldest checkpoints beyond ``keep``; never the best one."""
-    checkpoints = sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-    for path in checkpoints[:-keep]:
-        if best is None or path != best:
-            shutil.rmtree(path)
+def _doomed(folder: Path) -> Path:
+    """The name under which a checkpoint is deleted: a kill in the middle must not leave half of it under its own."""
+    return folder.with_name(f"{DELETED}{folder.name}")
 
 
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _flushed(path: Path) -> dict[str, Any]:
+    flush_file(path)
+    return {"size": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def verify(folder: Path) -> Checkpoint:
+    """Reads a whole checkpoint and compares it with its manifest.
+
+    Raises:
+        Damaged: the manifest or a file is missing, or not as it was written.
+    """
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        checksum = manifest.pop("manifest_sha256")
+        files, step = manifest["files"], int(manifest["step"])
+    except FileNotFoundError:
+        raise Damaged(MANIFEST, "is missing: the checkpoint was never completed") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise Damaged(MANIFEST, "is damaged") from None
+    if sha256_json(manifest) != checksum:
+        raise Damaged(MANIFEST, "is damaged: its checksum does not fit")
+    if folder.name != name_of(step):
+        raise Damaged(MANIFEST, f"is that of step {step}")
+    for name, entry in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise Damaged(name, "is missing")
+        if (size := path.stat().st_size) != entry["size"]:
+            raise Damaged(name, f"has {size:,} bytes, it was written with {entry['size']:,}")
+    with ThreadPoolExecutor(_HASHING) as pool:
+        hashes = pool.map(lambda name: sha256_file(folder / name), files)
+        for name, found in zip(files, hashes, strict=True):
+            if found != files[name]["sha256"]:
+                raise Damaged(name, "is not as it was written: its sha256 differs")
+    return Checkpoint(folder, step, manifest)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints under their final names, oldest first, whole or not."""
+    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def newest(folder: Path, *, before: int | None = None) -> tuple[Checkpoint | None, list[Skipped]]:
+    """The newest whole checkpoint (of a step before ``before``), and the newer ones that are damaged."""
+    skipped: list[Skipped] = []
+    for path in reversed(checkpoints(folder)):
+        if before is not None and int(path.name.removeprefix("step-")) >= before:
+            continue
+        try:
+            return verify(path), skipped
+        except Damaged as why:
+            skipped.append(Skipped(path, why))
+    return None, skipped
+
+
+def set_aside(folder: Path) -> Path:
+    """Renames a damaged checkpoint, so that its step can be saved again; nothing of it is deleted."""
+    aside = folder.with_name(f"{folder.name}.damaged")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = folder.with_name(f"{folder.name}.damaged-{number}")
+    folder.rename(aside)
+    return aside
+
+
+def rotate(folder: Path, keep: int, best: Path | None) -> None:
+    """Deletes the oldest checkpoints beyond ``keep``, never the best one, once the newest is known to be whole.
+
+    Raises:
+        Damaged: the newest is not what was written; nothing has been deleted.
+    """
+    found = checkpoints(folder)
+    surplus = [path for path in found[:-keep] if best is None or path.name != best.name]
+    if surplus:
+        verify(found[-1])
+    for path in surplus:
+        shutil.rmtree(path.rename(_doomed(path)))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from tunekit.core.files import sha256_json
 from tunekit.core.progress import Screen
 from tunekit.core.registry import METHODS
 from tunekit.core.types import Example
@@ -64,6 +65,18 @@ class Inputs:
     def key(self) -> cache.Key:
         """The key of the prepared data."""
         return data_key(self.recipe, self.reader, self.fitter)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What shapes the data; for a stream, whose rows are not prepared, with the content of its sources."""
+        parts = dict(self.key.parts)
+        if self.stream is not None:
+            parts["rows"] = parts["rows"] | {"train": self.reader.fingerprint(self.recipe.data.train)}
+        return parts
+
+    def identity(self, prepared: Prepared) -> str:
+        """Identifies the examples of a run; for a stream, by all that shapes them."""
+        return sha256_json(self.parts) if self.stream is not None else str(prepared.facts["fingerprint"])
 
     def prepare(self, screen: Screen, own_folder: Path) -> Prepared:
         """Prepared data, in the cache, or in ``own_folder`` when the recipe wants none kept."""

@@ -60,6 +60,6 @@ def _logits(model: PreTrainedModel, collator: Collator, rows: int, shift: int) -
     ids = [(shift + token) % vocabulary for token in range(LENGTH)] + [token % vocabulary for token in range(LENGTH)]
     example = {"input_ids": ids, "labels": [-100] * len(ids), "position_ids": [*range(LENGTH), *range(LENGTH)]}
     batch = collator([example] * rows)
-    inputs = {name: value.to(model.device) for name, value in batch.items() if name not in ("labels", "tokens")}
+    inputs = {name: value.to(model.device) for name, value in batch.items() if name not in ("labels", "tokens", "rows")}
     values: torch.Tensor = model(**inputs, use_cache=False).logits[:, : len(ids)]
     return values

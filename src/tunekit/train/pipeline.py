@@ -4,35 +4,61 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tunekit.core.errors import MachineError, TunekitError
+from tunekit.core.errors import MachineError, Stopped, TunekitError, UserError
 from tunekit.core.progress import Screen
 from tunekit.data.prepare import Prepared
 from tunekit.plan.plan import Plan
 from tunekit.runs.environment import git_state, library_versions
 from tunekit.runs.layout import RunFolder
-from tunekit.runs.record import Record, write_record
+from tunekit.runs.lock import RunLock
+from tunekit.runs.record import Record, ResumePart, read_record, write_record
 from tunekit.runs.report import write_report
 from tunekit.runs.wording import now_utc
 from tunekit.train.inputs import Inputs
+from tunekit.train.signals import StopRequest, stop_signals
+
+if TYPE_CHECKING:
+    from tunekit.train.resume import Resumption
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run to be made.
+    """A run to be made, or to be gone on with.
 
     Args:
         plan: the resolved plan.
-        recipe_text: the recipe as the user wrote it, kept with the run.
+        recipe_text: the recipe as the user wrote it, kept with the run; None keeps what is there.
         screen_options: ``--quiet`` or ``--json`` for the processes of a launch.
+        resume: go on with the run in the plan's folder; begin when there is none.
+        allowed: the keys that may have changed since its checkpoint.
     """
 
     plan: Plan
-    recipe_text: str
+    recipe_text: str | None
     screen_options: tuple[str, ...] = ()
+    resume: bool = False
+    allowed: tuple[str, ...] = ()
+
+
+def claim(plan: Plan) -> Plan:
+    """Makes the run folder. A numbered one that another run made in the meantime is left to it, and the next taken."""
+    if plan.recipe.output.dir is not None:
+        Path(plan.run_dir).mkdir(parents=True, exist_ok=True)
+        return plan
+    first, number = Path(plan.run_dir), 1
+    folder = first
+    while True:
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+            folder = first.with_name(f"{first.name}-{number}")
+        else:
+            return plan.model_copy(update={"run_dir": str(folder)})
 
 
 def run(job: Job, screen: Screen) -> Record:
@@ -40,25 +66,60 @@ def run(job: Job, screen: Screen) -> Record:
 
     Raises:
         TunekitError: of the kind that fits the cause; the record says so too.
+        Stopped: somebody asked it to end.
     """
-    plan = job.plan
-    folder = RunFolder(Path(plan.run_dir))
+    from tunekit.train.resume import make_ready
+
+    folder = RunFolder(Path(job.plan.run_dir))
     folder.path.mkdir(parents=True, exist_ok=True)
-    folder.recipe.write_text(job.recipe_text, encoding="utf-8")
-    plan.save(folder.plan)
-    record = _opening(plan)
-    write_record(folder, record)
-    made = _Made(record)
-    try:
-        _make(job, folder, made, screen)
-    except BaseException as error:
-        write_record(folder, _ended_by(made.record, error))
+    with RunLock(folder.path, screen.say), stop_signals() as stop:
+        resumed = _resumed(job, folder, screen)
+        if resumed is not None:
+            if resumed.finished:
+                screen.say("this run is finished, and nothing has changed since: there is nothing to do")
+                return read_record(folder)
+            make_ready(resumed, folder, screen)
+            job = replace(job, plan=resumed.plan)
+        if job.recipe_text is not None:
+            folder.recipe.write_text(job.recipe_text, encoding="utf-8")
+        job.plan.save(folder.plan)
+        record = _opening(job.plan, folder, resumed)
+        write_record(folder, record)
+        made = _Made(record)
+        try:
+            _make(job, folder, made, screen, resumed, stop)
+        except BaseException as error:
+            write_record(folder, _ended_by(made.record, error))
+            write_report(folder)
+            raise
+        record = made.record.ended("done", 0)
+        write_record(folder, record)
         write_report(folder)
-        raise
-    record = made.record.ended("done", 0)
-    write_record(folder, record)
-    write_report(folder)
-    return record
+        return record
+
+
+def _resumed(job: Job, folder: RunFolder, screen: Screen) -> Resumption | None:
+    """How the run is gone on with; None when it begins."""
+    from tunekit.train.resume import is_run, resumption
+
+    if not job.resume:
+        if any(path.name != ".lock" for path in folder.path.iterdir()):
+            raise UserError(
+                "the run folder is not empty",
+                where=str(folder.path),
+                fix="go on with the run by --resume, or name another folder",
+            )
+        return None
+    begun = is_run(folder)
+    resumed = resumption(job.plan, folder, job.allowed, screen)
+    if not begun:
+        screen.say("nothing to resume here yet: the run begins")
+        return None
+    if not resumed.finished:
+        found = resumed.checkpoint
+        where = f"going on from {found.folder.name}" if found else "no checkpoint yet: the run begins anew"
+        screen.say("\n".join([where, *(f"  changed since: {line}" for line in resumed.words())]))
+    return resumed
 
 
 @dataclass
@@ -69,6 +130,8 @@ class _Made:
 
 
 def _ended_by(record: Record, error: BaseException) -> Record:
+    if isinstance(error, Stopped):
+        return record.ended("stopped", error.exit_code)
     if isinstance(error, KeyboardInterrupt):
         return record.ended("stopped", 130)
     if isinstance(error, TunekitError):
@@ -78,7 +141,11 @@ def _ended_by(record: Record, error: BaseException) -> Record:
     return record.ended("failed", 1, TunekitError(f"{type(error).__name__}: {error}"))
 
 
-def _opening(plan: Plan) -> Record:
+def _opening(plan: Plan, folder: RunFolder, resumed: Resumption | None) -> Record:
+    before = read_record(folder) if resumed is not None and folder.record.exists() else None
+    earlier = before.resumed if before else ()
+    if resumed is not None:
+        earlier = (*earlier, ResumePart(at=now_utc(), step=resumed.step, changes=resumed.words()))
     machine = plan.hardware
     hardware: dict[str, Any] = {
         "processor": machine.cpu,
@@ -88,7 +155,8 @@ def _opening(plan: Plan) -> Record:
     }
     return Record(
         method=plan.method,
-        created=now_utc(),
+        created=before.created if before else now_utc(),
+        resumed=earlier,
         versions=library_versions(),
         hardware=hardware | {"processes": plan.processes, "threads": plan.threads, "precision": plan.precision},
         git=git_state(Path.cwd()),
@@ -97,19 +165,26 @@ def _opening(plan: Plan) -> Record:
     )
 
 
-def _make(job: Job, folder: RunFolder, made: _Made, screen: Screen) -> None:
+def _make(
+    job: Job, folder: RunFolder, made: _Made, screen: Screen, resumed: Resumption | None, stop: StopRequest
+) -> None:
     from tunekit.train.logs import library_logs_to
+    from tunekit.train.resume import check_data
 
     plan = job.plan
     with library_logs_to(folder.log):
         started = time.perf_counter()
-        prepared = Inputs(plan.recipe, Path(plan.recipe_folder)).prepare(screen, folder.path / "data")
+        inputs = Inputs(plan.recipe, Path(plan.recipe_folder))
+        prepared = inputs.prepare(screen, folder.path / "data")
+        if resumed is not None:
+            check_data(resumed, inputs.identity(prepared), inputs.parts)
         shutil.copyfile(prepared.ledger_path, folder.ledger)
         seconds = {"preparing": round(time.perf_counter() - started, 3)}
         made.record = made.record.updated(data=_data_part(prepared), seconds=seconds)
         write_record(folder, made.record)
         say_ledger(prepared.facts, screen)
-        outcome = _trained(job, folder, prepared, screen)
+        checkpoint = resumed.checkpoint.folder if resumed is not None and resumed.checkpoint is not None else None
+        outcome = _trained(job, folder, prepared, screen, checkpoint, stop)
     made.record = made.record.updated(
         data=outcome.data or made.record.data,
         model=outcome.model,
@@ -120,14 +195,16 @@ def _make(job: Job, folder: RunFolder, made: _Made, screen: Screen) -> None:
     )
 
 
-def _trained(job: Job, folder: RunFolder, prepared: Prepared, screen: Screen) -> Any:
+def _trained(
+    job: Job, folder: RunFolder, prepared: Prepared, screen: Screen, checkpoint: Path | None, stop: StopRequest
+) -> Any:
     if job.plan.processes > 1:
         from tunekit.train.launch import launch
 
-        return launch(job.plan, folder.plan, prepared.folder, list(job.screen_options))
+        return launch(job.plan, folder.plan, prepared.folder, list(job.screen_options), stop, checkpoint)
     from tunekit.train.session import Session
 
-    return Session(job.plan, prepared, screen).run()
+    return Session(job.plan, prepared, screen, stop=stop, checkpoint=checkpoint).run()
 
 
 def _data_part(prepared: Prepared) -> dict[str, Any]:

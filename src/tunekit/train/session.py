@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import os
-import shutil
+import signal
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunekit.core.errors import MachineError
-from tunekit.core.progress import Screen, Silent, Step
+from tunekit.core.errors import MachineError, Stopped
+from tunekit.core.progress import Screen
 from tunekit.core.registry import METHODS
 from tunekit.data.ledger import Ledger
 from tunekit.data.prepare import Prepared
 from tunekit.evaluate.run import check, compare, evaluate_model
+from tunekit.model.fingerprint import weights_fingerprint
 from tunekit.model.load import Loaded, load_model
+from tunekit.model.names import resolve_name
 from tunekit.model.save import save_model, stop_ids
 from tunekit.plan.plan import Plan
 from tunekit.runs.environment import library_versions
 from tunekit.runs.layout import RunFolder
-from tunekit.runs.metrics import MetricsWriter
 from tunekit.train.inputs import EvalItem, Inputs, eval_items
+from tunekit.train.resume import check_base
+from tunekit.train.signals import StopRequest
+from tunekit.train.training import Training
 
 if TYPE_CHECKING:
     from tunekit.train.trainer import TunekitTrainer
@@ -46,13 +51,26 @@ class Session:
     Args:
         plan: the resolved plan.
         prepared: its data.
-        screen: for rank 0; the other ranks are silent.
+        screen: of this rank; only rank 0 shows anything.
+        stop: whether somebody asked the run to end.
+        checkpoint: a verified one, from which training goes on.
+        pulse: told what is being done, at every batch: a sign of life.
     """
 
-    def __init__(self, plan: Plan, prepared: Prepared, screen: Screen) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        prepared: Prepared,
+        screen: Screen,
+        *,
+        stop: StopRequest | None = None,
+        checkpoint: Path | None = None,
+        pulse: Callable[[str], None] = lambda what: None,
+    ) -> None:
         self.rank = int(os.environ.get("RANK", "0"))
-        self.plan, self.prepared = plan, prepared
-        self.screen: Screen = screen if self.rank == 0 else Silent()
+        self.plan, self.prepared, self.checkpoint, self.pulse = plan, prepared, checkpoint, pulse
+        self.stop = stop or StopRequest()
+        self.screen = screen
         self.inputs = Inputs(plan.recipe, Path(plan.recipe_folder))
         self.folder = RunFolder(Path(plan.run_dir))
         self.outcome = Outcome()
@@ -62,17 +80,17 @@ class Session:
 
         Raises:
             TunekitError: of the kind that fits the cause.
+            Stopped: somebody asked the run to end; a checkpoint was written if training had begun.
         """
         import torch
 
         torch.set_num_threads(self.plan.threads)
         items = self._items()
         with self._phase("loading"), self.screen.step("loading model"):
-            loaded = load_model(self.plan)
-            trainer = self._trainer(loaded)
-        self._check_ranks(trainer)
+            trainer = self.build()
+            trainer = self._rehearsed(trainer)
         baseline = self._measure(trainer, items, "base model") if self.plan.recipe.eval.baseline else None
-        self._train(trainer)
+        trainer = self._train(trainer)
         tuned = self._measure(trainer, items, "tuned model")
         if tuned is not None:
             spec, seed = self.plan.recipe.eval, self.plan.recipe.train.seed
@@ -81,6 +99,49 @@ class Session:
             )
         self._save(trainer)
         return self.outcome
+
+    def build(self) -> Any:
+        """Model and trainer as the plan says; nothing has been trained."""
+        trainer = self._trainer(load_model(self.plan))
+        self._check_ranks(trainer)
+        return trainer
+
+    def _rehearsed(self, trainer: Any) -> Any:
+        """Whether memory and disk suffice, and whether the end can be written, is found out now, not at the end."""
+        from tunekit.train.disk import largest_file_bytes, needed_bytes, require_space
+        from tunekit.train.memory import largest_micro_batch, probe
+        from tunekit.train.rehearsal import rehearse
+
+        if self.plan.recipe.train.micro_batch_size == "auto" and self.checkpoint is None:
+            size = min(trainer.ranks.gather(largest_micro_batch(trainer, self.plan, self._where)))
+            share = self.plan.micro_batch_size * self.plan.accumulation
+            if size != self.plan.micro_batch_size:
+                sizes = {"micro_batch_size": size, "accumulation": share // size}
+                self.plan = self.plan.model_copy(update=sizes)
+                trainer = None  # not two models in memory at once
+                trainer = self.build()
+            self.screen.say(f"micro-batch: {size} of {share} examples fit in memory at once")
+            if self.rank == 0:
+                self.plan.save(self.folder.plan)
+        else:
+            probe(trainer, self.plan, self._where)
+        if self.rank == 0:
+            existing = sum(path.stat().st_size for path in self.folder.checkpoints.rglob("*") if path.is_file())
+            needed = needed_bytes(trainer.model, self.plan, existing)
+            largest = largest_file_bytes(trainer.model, self.plan)
+            require_space(self.folder.path, needed, "checkpoints and model", largest=largest)
+            rehearse(trainer, self.inputs.tokenizer, self.folder, self.inputs.turn_end)
+        trainer.ranks.wait()
+        return trainer
+
+    @cached_property
+    def _ledger(self) -> Ledger:
+        return Ledger.load(self.prepared.ledger_path)
+
+    def _where(self, number: int) -> str:
+        """``file:line`` of a row, by its number in the ledger; a stream's rows are known once they were read."""
+        stream = self.inputs.stream
+        return str((stream.ledger if stream and number < len(stream.ledger) else self._ledger)[number].origin)
 
     def _items(self) -> list[EvalItem]:
         """The held-out rows that the evaluation can use; those it cannot are counted aloud."""
@@ -113,18 +174,28 @@ class Session:
             "parameters": loaded.parameters,
             "trainable": loaded.trainable,
         }
-        staging = self.folder.path / ".staging"
         trainer = METHODS.load(recipe.method).build(
             self.plan,
             loaded.model,
             self.inputs.tokenizer,
             self.inputs.stream.dataset() if self.inputs.stream else self.prepared.dataset("train"),
             self.prepared.dataset("eval"),
-            staging,
+            self.folder.staging,
         )
         trainer.remove_callback(PrinterCallback)  # the screen and metrics.jsonl say it
-        facts = {"data": self.prepared.facts["fingerprint"], "plan": self.plan.hash, "versions": library_versions()}
-        trainer.attend(self.plan, facts)
+        base = weights_fingerprint(loaded.model, frozen_only=recipe.adapter_block is not None)
+        replaced = recipe.adapter_block is None and resolve_name(recipe.model.name).random  # by the checkpoint's
+        if self.checkpoint is not None and not replaced:
+            check_base(self.checkpoint, base)
+        facts = {
+            "data": self.inputs.identity(self.prepared),
+            "data_parts": self.inputs.parts,
+            "base": base,
+            "plan": self.plan.hash,
+            "processes": self.plan.processes,
+            "versions": library_versions(),
+        }
+        trainer.attend(self.plan, facts, stop=self.stop, where=self._where, warn=self.screen.warn, pulse=self.pulse)
         return trainer
 
     def _check_ranks(self, trainer: Any) -> None:
@@ -152,37 +223,26 @@ class Session:
             trainer.accelerator.wait_for_everyone()
         return results
 
-    def _train(self, trainer: Any) -> None:
-        with self._phase("training"), self.screen.step("training", unit="steps") as step, ExitStack() as stack:
-            writer = stack.enter_context(MetricsWriter(self.folder.metrics)) if self.rank == 0 else None
-            trainer.add_callback(self._reporter(trainer, step, writer))
-            try:
-                result = trainer.train()
-            finally:
-                self._clear_staging()
+    def _train(self, trainer: Any) -> Any:
+        """Trains, and returns the trainer that came to the end: a rollback brings a new one.
+
+        Raises:
+            Stopped: in good order, with a checkpoint.
+        """
+        with self._phase("training"), self.stop.deferred(), self.screen.step("training", unit="steps") as step:
+            training = Training(self.plan, self.folder, self.rank, self.screen, step, self.build)
+            trainer, result = training.run(trainer, self.checkpoint)
         self._note_training(trainer, result.training_loss)
+        self.outcome.training["rollbacks"] = training.rollbacks
+        if trainer.stopping:
+            raise Stopped(self.stop.signum or signal.SIGTERM, self._told(trainer))
+        return trainer
 
-    def _clear_staging(self) -> None:
-        """Removes half-written checkpoints; what trackers wrote beside them (tensorboard's events) is kept."""
-        staging = self.folder.path / ".staging"
-        if self.rank != 0 or not staging.exists():
-            return
-        for path in staging.iterdir():
-            if not path.name.startswith("checkpoint-"):
-                (self.folder.path / "trackers").mkdir(exist_ok=True)
-                path.rename(self.folder.path / "trackers" / path.name)
-        shutil.rmtree(staging, ignore_errors=True)
-
-    def _reporter(self, trainer: Any, step: Step, writer: MetricsWriter | None) -> Any:
-        """A callback that moves the bar at every step, and shows and writes what is logged."""
-        from tunekit.train.trainer import Reporter
-
-        def report(values: dict[str, Any]) -> None:
-            self.screen.metrics(values)
-            if writer is not None:
-                writer.write({name: value for name, value in values.items() if name != "total_steps"})
-
-        return Reporter(trainer, report, step.advance)
+    def _told(self, trainer: Any) -> str:
+        step = trainer.state.global_step
+        if not trainer.saves:
+            return f"at step {step}; no checkpoint was written, for the recipe says `train.save_every: never`"
+        return f"at step {step}, with a checkpoint; go on with `tunekit resume {self.plan.run_dir}`"
 
     def _note_training(self, trainer: Any, mean_loss: float) -> None:
         state = trainer.state
@@ -194,7 +254,7 @@ class Session:
             "epochs": round(state.epoch or 0.0, 4),
             "tokens": tokens,
             "trained_tokens": trained,
-            "tokens_per_second": round(tokens / self.outcome.seconds["training"], 1),
+            "tokens_per_second": round(tokens / (self.outcome.seconds["training"] + trainer.seconds_before), 1),
             "final_loss": losses[-1]["loss"] if losses else mean_loss,
             "final_eval_loss": evals[-1]["eval_loss"] if evals else None,
         }
@@ -216,8 +276,8 @@ class Session:
         stream = self.inputs.stream
         if stream is None:
             return
-        ledger = Ledger.load(self.folder.ledger)
-        ledger.extend(stream.ledger)
+        ledger = stream.ledger  # first, so that the numbers in samples.jsonl are those of the ledger
+        ledger.extend(Ledger.load(self.folder.ledger))
         ledger.check(self.plan.recipe.data.max_drop_rate)
         ledger.save(self.folder.ledger)
         self.outcome.data = {"fingerprint": stream.content.hexdigest(), "splits": ledger.summary()}
@@ -225,7 +285,4 @@ class Session:
 
 def _total(trainer: TunekitTrainer, name: str) -> int:
     """A counter summed over the ranks."""
-    import torch
-
-    value = torch.as_tensor(getattr(trainer, name, 0), device=trainer.accelerator.device)  # type: ignore[attr-defined]
-    return int(trainer.accelerator.reduce(value, "sum"))  # type: ignore[attr-defined]
+    return int(trainer.ranks.sum([float(getattr(trainer, name))])[0])

@@ -3,45 +3,85 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+import torch
+from torch import nn
 
-from tunekit.core.errors import DivergedError
-from tunekit.train.batches import EpochBatches, EpochLoader
-from tunekit.train.checkpoint import put_in_place, rotate
+from tunekit.core.errors import DivergedError, Problem
+from tunekit.runs.metrics import MetricsWriter
+from tunekit.train.batches import EpochBatches, EpochLoader, StreamLoader
+from tunekit.train.callbacks import Keeper
 from tunekit.train.muon import muon_for
+from tunekit.train.ranks import Ranks
+from tunekit.train.saving import Saving
+from tunekit.train.signals import StopRequest
+from tunekit.train.spikes import SpikeWatch
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
     from tunekit.plan.plan import Plan
 
-Report = Callable[[dict[str, Any]], None]
+BOOKKEEPING = ("tokens", "rows")
+"""Columns of a batch that are ours, not the model's."""
+_LOWER = "lower train.learning_rate, or use precision: bf16 or fp32; checkpoints before this step are whole"
 
 
-class TunekitTrainer:
+class RollBack(Exception):
+    """Training went wrong at ``step``, and the recipe wants to go back and leave those batches out."""
+
+    def __init__(self, step: int, why: str) -> None:
+        super().__init__(why)
+        self.step, self.why = step, why
+
+
+class _EvaluationCut(Exception):
+    """The run was asked to stop in the middle of an evaluation."""
+
+
+class TunekitTrainer(Saving):
     """Mixed in before a Trainer class (``class Sft(TunekitTrainer, SFTTrainer)``).
 
-    Batches carry ``tokens``, the real tokens of each example (shape (B,)), which are counted and kept from the model.
+    Batches carry ``tokens``, the real tokens of each example (shape (B,)), and ``rows``, the ledger's numbers of its
+    rows (shape (B, R), filled up with -1). They are counted, written down, and kept from the model.
     """
 
-    run_folder: Path
-    plan: Plan
-    optimizer: torch.optim.Optimizer | None
-    checkpoint_facts: dict[str, Any]
-    state: TrainerState
-    control: TrainerControl
-    args: TrainingArguments
-    model: nn.Module
+    def attend(
+        self,
+        plan: Plan,
+        checkpoint_facts: dict[str, Any],
+        *,
+        stop: StopRequest,
+        where: Callable[[int], str],
+        warn: Callable[[str], None],
+        pulse: Callable[[str], None],
+    ) -> None:
+        """Tells the trainer about its run.
 
-    def attend(self, plan: Plan, checkpoint_facts: dict[str, Any]) -> None:
-        """Tells the trainer its plan, and what a checkpoint's manifest says of it."""
+        Args:
+            plan: the resolved plan.
+            checkpoint_facts: what a checkpoint's manifest says of the run.
+            stop: whether somebody asked the run to end.
+            where: ``file:line`` of a ledger row.
+            warn: shows the user a line.
+            pulse: called at every batch: a sign of life.
+        """
         self.plan, self.run_folder, self.checkpoint_facts = plan, Path(plan.run_dir), checkpoint_facts
+        self.stop, self.where, self.warn, self.pulse = stop, where, warn, pulse
+        self.ranks, self.spikes = Ranks(), SpikeWatch()
+        self.samples: MetricsWriter | None = None
+        self.skipped: set[int] = set()
+        self.stopping = False
+        self._window: list[dict[str, Any]] = []
+        self._window_step = -1
+        self._step_loss: Any = 0.0
+        self.add_callback(Keeper(self))  # type: ignore[attr-defined]
+
+    @property
+    def saves(self) -> bool:
+        """Whether this run writes checkpoints."""
+        return self.plan.recipe.train.save_every != "never"
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer's optimizer, or Muon, which Trainer does not know."""
@@ -57,45 +97,48 @@ class TunekitTrainer:
         return super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The loss of a batch; its tokens are counted and the counter's column is taken out."""
-        tokens, labels = inputs.pop("tokens", None), inputs.get("labels")
+        """The loss of a batch; its tokens are counted and the counter's columns are taken out."""
+        tokens, _, labels = inputs.pop("tokens", None), inputs.pop("rows", None), inputs.get("labels")
         if model.training and tokens is not None and labels is not None:
             # Sums stay on the device: reading them here would make every step wait for the GPU.
-            self.tokens_seen = getattr(self, "tokens_seen", 0) + tokens.sum()
-            self.trained_seen = getattr(self, "trained_seen", 0) + (labels >= 0).sum()
+            self.tokens_seen = self.tokens_seen + tokens.sum()
+            self.trained_seen = self.trained_seen + (labels >= 0).sum()
         return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One forward and backward pass.
-
-        Raises:
-            DivergedError: the loss is not finite; the optimizer has not stepped.
-        """
+        """One forward and backward pass; a step that a rollback leaves out passes by without either."""
+        if self._window_step != self.state.global_step:
+            self._window, self._window_step, self._step_loss = [], self.state.global_step, 0.0
+        self._window.append(inputs)
+        self.pulse(f"training, step {self.state.global_step + 1}")
+        if self.state.global_step + 1 in self.skipped:
+            return torch.zeros((), device=self.args.device)
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
-        if not loss.isfinite().all():
-            raise DivergedError(
-                f"the loss of step {self.state.global_step + 1} is {loss.item()}",
-                where=f"step {self.state.global_step + 1}",
-                fix="lower train.learning_rate, or use precision: bf16 or fp32; checkpoints before this step are whole",
-            )
+        self._step_loss = self._step_loss + loss
         return loss
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer looks for the end only after a step; a run that goes on from its end must not make one more."""
+        if self.already_ended or self.control.should_training_stop or not self._before_the_end:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+
     def get_train_dataloader(self) -> Any:
-        """Batches that depend on seed and epoch alone; a stream keeps Trainer's own loader."""
+        """Batches that depend on seed and epoch alone; those of a stream on its order."""
         rows, args = self.train_dataset, self.args  # type: ignore[attr-defined]
-        if not hasattr(rows, "__len__"):
-            return super().get_train_dataloader()  # type: ignore[misc]
         accelerator = self.accelerator  # type: ignore[attr-defined]
         micro, world = args.per_device_train_batch_size, accelerator.num_processes
-        batches = EpochBatches(
-            rows["length"][:],
-            global_batch=micro * world * args.gradient_accumulation_steps,
-            micro_batch=micro,
-            rank=accelerator.process_index,
-            world=world,
-            order=args.train_sampling_strategy,
-            seed=args.data_seed,
-        )
+        share = {
+            "global_batch": micro * world * args.gradient_accumulation_steps,
+            "micro_batch": micro,
+            "rank": accelerator.process_index,
+            "world": world,
+        }
+        if not hasattr(rows, "__len__"):
+            return StreamLoader(rows, collate_fn=self.data_collator, **share)  # type: ignore[attr-defined]
+        order, seed = args.train_sampling_strategy, args.data_seed
+        batches = EpochBatches(rows["length"][:], **share, order=order, seed=seed)
         workers = args.dataloader_num_workers
         return EpochLoader(
             rows,
@@ -106,22 +149,78 @@ class TunekitTrainer:
             pin_memory=args.dataloader_pin_memory,
         )
 
+    def write_samples(self) -> None:
+        """Writes down which rows the step that just ended saw on this rank."""
+        if self.samples is None:
+            return
+        step = self.state.global_step
+        rows = [[n for n in example if n >= 0] for inputs in self._window for example in inputs["rows"].tolist()]
+        line: dict[str, Any] = {"step": step, "rows": [example for example in rows if example]}
+        self.samples.write(line | ({"skipped": True} if step in self.skipped else {}))
+
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """The gradient norm before clipping.
+        """The gradient norm before clipping; here, before the optimizer steps, the ranks agree on how the step went.
 
         Raises:
-            DivergedError: it is not finite; the optimizer has not stepped.
+            DivergedError: loss or gradient is not finite, or the loss rose suddenly and the recipe wants to stop.
+            RollBack: the same, and the recipe wants to go back.
         """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
         scaler = self.accelerator.scaler  # type: ignore[attr-defined]
         searching = scaler is not None and scaler.get_scale() > 1  # fp16: it skips this step and halves its scale
-        if norm is not None and not math.isfinite(norm) and not searching:
-            raise DivergedError(
-                f"the gradient norm of step {self.state.global_step + 1} is {float(norm)}",
-                where=f"step {self.state.global_step + 1}",
-                fix="lower train.learning_rate, or use precision: bf16 or fp32; checkpoints before this step are whole",
-            )
+        loss = float(self._step_loss)
+        broken = ""
+        if not math.isfinite(loss):
+            broken = f"the loss of step {self.state.global_step + 1} is {loss}"
+        elif norm is not None and not math.isfinite(norm) and not searching:
+            broken = f"the gradient norm of step {self.state.global_step + 1} is {float(norm)}"
+        asked, faults, total = self.ranks.sum([self.stop.signum is not None, bool(broken), 0.0 if broken else loss])
+        self.stopping = asked > 0
+        if faults:
+            self._diverged(broken)
+        elif self.state.global_step + 1 not in self.skipped:
+            self._watch(total / self.ranks.world)
         return norm
+
+    def _diverged(self, broken: str) -> None:
+        """Every rank is here. The one that saw the fault looks for its cause, and all tell the same."""
+        from tunekit.train.diagnose import find_cause
+
+        step = self.state.global_step + 1
+        whats = [what for what in self.ranks.gather(broken) if what]
+        if self.plan.recipe.guards.on_divergence == "rollback":
+            raise RollBack(step, whats[0])
+        cause = find_cause(self, self._window, self.where) if broken else None
+        causes = [each for each in self.ranks.gather(cause) if each is not None]
+        # a gradient that is not finite is so on every rank; those without the row at fault have nothing to tell
+        telling = [each for each in causes if each.came_again] or causes[:1]
+        found: list[Problem] = [problem for each in telling for problem in each.problems()]
+        raise DivergedError(whats[0], where=f"step {step}", fix=_LOWER, problems=list(dict.fromkeys(found)))
+
+    def _watch(self, loss: float) -> None:
+        spike = self.spikes.see(loss)
+        if spike is None:
+            return
+        step = self.state.global_step + 1
+        what = f"step {step}: {spike.words()}"
+        if self.plan.recipe.guards.on_divergence == "rollback":
+            raise RollBack(step, what)
+        if self.plan.recipe.guards.on_divergence == "stop":
+            raise DivergedError(what, where=f"step {step}", fix=_LOWER)
+        self.warn(what)
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Any, grad_norm: Any, model: nn.Module, *args: Any, **kwargs: Any
+    ) -> None:
+        """Trainer's; an evaluation that is cut short by a wish to stop is left for the run that goes on."""
+        try:
+            super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, *args, **kwargs)  # type: ignore[misc]
+        except _EvaluationCut:
+            self.pending_evaluation, self.stopping = True, True
+            self.control.should_evaluate = self.control.should_save = False
+            self.control.should_training_stop = True
+            if self.saves:
+                self._save_checkpoint(model, None)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -131,8 +230,6 @@ class TunekitTrainer:
         Each rank takes every world-size-th row, so none is seen twice; Trainer's own loop averages batch means. All
         ranks see equally many batches, fillers among them: TRL gathers its metrics in each.
         """
-        import torch
-
         rows = self.eval_dataset if eval_dataset is None else eval_dataset  # type: ignore[attr-defined]
         accelerator, size = self.accelerator, self.args.per_device_eval_batch_size  # type: ignore[attr-defined]
         batches = EpochBatches(
@@ -146,93 +243,20 @@ class TunekitTrainer:
         )
         model = accelerator.unwrap_model(self.model)
         model.eval()
-        total = torch.zeros(2, dtype=torch.float64)
+        total = [0.0, 0.0]
         with torch.no_grad():
             for batch in EpochLoader(rows, batches, collate_fn=self.data_collator):  # type: ignore[attr-defined]
+                self.pulse(f"evaluating, step {self.state.global_step}")
+                if self.ranks.sum([self.stop.signum is not None])[0]:
+                    model.train()
+                    raise _EvaluationCut
                 inputs = self._prepare_inputs(batch)  # type: ignore[attr-defined]
                 count = int((inputs["labels"][:, 1:] >= 0).sum())
                 loss = float(self.compute_loss(model, inputs))
-                total += torch.tensor([loss * count if count else 0.0, count], dtype=torch.float64)
-        total = accelerator.reduce(total.to(accelerator.device), "sum")
-        metrics = {f"{metric_key_prefix}_loss": float(total[0] / total[1])}
+                total = [total[0] + (loss * count if count else 0.0), total[1] + count]
+        total = self.ranks.sum(total)
+        metrics = {f"{metric_key_prefix}_loss": total[0] / total[1]}
         self.log(metrics)  # type: ignore[attr-defined]
         model.train()
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[attr-defined]
         return metrics
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Writes a checkpoint into the staging folder, then puts it in place as a whole."""
-        from transformers import Trainer
-
-        staged = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        Trainer._save_checkpoint(self, model, trial)  # type: ignore[arg-type]
-        if not self.args.should_save:
-            return
-        final = put_in_place(staged, self.run_folder / "checkpoints", self.state.global_step, self.checkpoint_facts)
-        if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(final)
-        best = self.state.best_model_checkpoint
-        keep = self.plan.recipe.train.keep_checkpoints
-        rotate(self.run_folder / "checkpoints", keep, Path(best) if best else None)
-
-
-class Reporter(TrainerCallback):
-    """Hands every logged value on, with the rates since the last log, on the main process only."""
-
-    def __init__(self, trainer: TunekitTrainer, report: Report, advance: Callable[[], None]) -> None:
-        self.trainer, self.report, self.advance = trainer, report, advance
-        self.started = self.last = time.perf_counter()
-        self.tokens = self.trained = 0
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Starts the clock."""
-        self.started = self.last = time.perf_counter()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Moves the bar."""
-        self.advance()
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
-        """Reports one line of values."""
-        if not state.is_world_process_zero or not logs:
-            return
-        now = time.perf_counter()
-        values = {"step": state.global_step, "total_steps": state.max_steps, "epoch": state.epoch or 0.0}
-        values |= {name: value for name, value in logs.items() if name in _REPORTED}
-        if "loss" in logs:
-            values |= self._rates(args.world_size, now)
-        if "loss" in values or "eval_loss" in values:
-            values["seconds"] = round(now - self.started, 3)
-            self.report(values)
-
-    def _rates(self, world: int, now: float) -> dict[str, Any]:
-        tokens, trained = int(getattr(self.trainer, "tokens_seen", 0)), int(getattr(self.trainer, "trained_seen", 0))
-        elapsed = max(now - self.last, 1e-9)
-        rates = {
-            "tokens_per_second": round((tokens - self.tokens) * world / elapsed, 1),
-            "trained_tokens_per_second": round((trained - self.trained) * world / elapsed, 1),
-            "memory_gb": round(memory_bytes() / 1e9, 3),
-        }
-        self.last, self.tokens, self.trained = now, tokens, trained
-        return rates
-
-
-_REPORTED = frozenset({"loss", "eval_loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy"})
-
-
-def memory_bytes() -> int:
-    """Peak memory of this process in bytes: the GPU's when there is one, else the resident set."""
-    import resource
-
-    import torch
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,204 @@
+"""How a trainer writes checkpoints and goes on from one: the same for every method."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
+
+from tunekit.core.errors import DivergedError, MachineError
+from tunekit.runs.metrics import MetricsWriter
+from tunekit.train.checkpoint import Damaged, name_of, put_in_place, rotate
+from tunekit.train.disk import checkpoint_bytes, full_disk_error, require_space
+from tunekit.train.ranks import Ranks
+from tunekit.train.rankstate import RankState
+from tunekit.train.spikes import SpikeWatch
+
+if TYPE_CHECKING:
+    from tunekit.plan.plan import Plan
+
+
+class Saving:
+    """Mixed in before a Trainer class; `train.trainer.TunekitTrainer` brings what is named here."""
+
+    plan: Plan
+    ranks: Ranks
+    run_folder: Path
+    checkpoint_facts: dict[str, Any]
+    samples: MetricsWriter | None
+    spikes: SpikeWatch
+    skipped: set[int]
+    stopping: bool
+    state: TrainerState
+    control: TrainerControl
+    args: TrainingArguments
+    model: nn.Module
+    optimizer: Any
+    lr_scheduler: Any
+    _tr_loss: torch.Tensor
+
+    tokens_seen: Any = 0
+    trained_seen: Any = 0
+    pending_evaluation = False
+    already_ended = False
+    seconds_before = 0.0
+    resumed_from: Path | None = None
+    training_since = 0.0
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes a checkpoint into the staging folder, then puts it in place as a whole.
+
+        Raises:
+            MachineError: the disk is full or does not take it; the checkpoints before are whole.
+            DivergedError: a weight is not finite; nothing was written.
+        """
+        step, main = self.state.global_step, self.args.should_save
+        self._refuse_broken_weights(step)
+        staged = Path(str(self.args.output_dir)) / name_of(step)
+        checkpoints = self.run_folder / "checkpoints"
+        needed = checkpoint_bytes(self.model, self.plan)
+        try:
+            if main:
+                require_space(self.run_folder, needed, "a checkpoint")
+                shutil.rmtree(staged, ignore_errors=True)
+                staged.mkdir(parents=True)
+            self.ranks.wait()
+            self._write(staged)
+            if self.samples is not None:
+                self.samples.sync()
+            self.ranks.wait()
+            if main:
+                self.state.best_model_checkpoint = None  # a path; `begin` finds it again from the step
+                self.state.save_to_json(str(staged / "trainer_state.json"))
+                put_in_place(staged, checkpoints, step, self.checkpoint_facts)
+                best = self._find_best()
+                rotate(checkpoints, self.plan.recipe.train.keep_checkpoints, best)
+            self.ranks.wait()
+            self._find_best()
+        except Damaged as why:
+            raise MachineError(
+                f"the checkpoint that was just written is not what was written: {why}",
+                where=str(checkpoints / name_of(step)),
+                fix="the disk or the memory of this machine is at fault; older checkpoints were kept",
+            ) from why
+        except (OSError, RuntimeError, _tensor_file_error()) as error:
+            shutil.rmtree(staged, ignore_errors=True)
+            full = full_disk_error(error, staged, needed)
+            if full is None:
+                raise
+            raise full from error
+
+    def _refuse_broken_weights(self, step: int) -> None:
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and not torch.isfinite(parameter).all():
+                raise DivergedError(
+                    f"after step {step} the weight '{name}' is not finite; no checkpoint is made of it",
+                    where=f"step {step}",
+                    fix="lower train.learning_rate, and go on from the last checkpoint with `tunekit resume`",
+                )
+
+    def _write(self, staged: Path) -> None:
+        """Every rank writes what is its own; the main process what all share."""
+        if self.args.should_save:
+            self.model.save_pretrained(staged)  # type: ignore[operator]
+            self.processing_class.save_pretrained(staged)  # type: ignore[attr-defined]
+            self.plan.save(staged / "plan.json")
+        self._save_optimizer_and_scheduler(str(staged))  # type: ignore[attr-defined]
+        self._save_scaler(str(staged))  # type: ignore[attr-defined]
+        self._save_rng_state(str(staged))  # type: ignore[attr-defined]
+        self.rank_state().save(staged, self.args.process_index)
+
+    def rank_state(self) -> RankState:
+        """What this rank has to remember."""
+        return RankState(
+            loss_sum=float(self._tr_loss),
+            last_logged=self._globalstep_last_logged,  # type: ignore[attr-defined]
+            total_loss=self._total_loss_scalar,  # type: ignore[attr-defined]
+            tokens=int(self.tokens_seen),
+            trained=int(self.trained_seen),
+            seconds=self.seconds_before + time.perf_counter() - self.training_since,
+            ended=self.control.should_training_stop and not self.stopping and self._before_the_end,
+            pending_evaluation=self.pending_evaluation,
+            patience=max((callback.early_stopping_patience_counter for callback in self._stoppers()), default=0),
+            skipped=sorted(self.skipped),
+            spikes=self.spikes.state(),
+            method=self.method_state(),
+        )
+
+    def method_state(self) -> dict[str, Any]:
+        """Plain values that a method's trainer adds to every checkpoint; `restore_method_state` takes them back."""
+        return {}
+
+    def restore_method_state(self, values: dict[str, Any]) -> None:
+        """Takes back what `method_state` gave."""
+
+    @property
+    def _before_the_end(self) -> bool:
+        return bool(self.state.global_step < self.state.max_steps)
+
+    def _stoppers(self) -> list[EarlyStoppingCallback]:
+        callbacks = self.callback_handler.callbacks  # type: ignore[attr-defined]
+        return [callback for callback in callbacks if isinstance(callback, EarlyStoppingCallback)]
+
+    def _find_best(self) -> Path | None:
+        best = self.run_folder / "checkpoints" / name_of(self.state.best_global_step or 0)
+        self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+        return best if best.is_dir() else None
+
+    def begin(self) -> None:
+        """Called when training begins: takes up what the checkpoint remembers, if it goes on from one."""
+        self.training_since = time.perf_counter()
+        # the checkpoint's state carries its own intervals; those of the plan hold
+        self.state.compute_steps(self.args, self.state.max_steps)
+        if self.resumed_from is None:
+            return
+        kept = RankState.load(self.resumed_from, self.args.process_index)
+        self._tr_loss += kept.loss_sum
+        self._globalstep_last_logged, self._total_loss_scalar = kept.last_logged, kept.total_loss
+        self.tokens_seen, self.trained_seen, self.seconds_before = kept.tokens, kept.trained, kept.seconds
+        self.already_ended = kept.ended
+        self.skipped |= set(kept.skipped)
+        if kept.spikes is not None:
+            self.spikes = SpikeWatch.restore(kept.spikes)
+        for callback in self._stoppers():
+            callback.early_stopping_patience_counter = kept.patience
+        self.restore_method_state(kept.method)
+        self._find_best()
+        if kept.pending_evaluation:
+            self._evaluate_now()
+
+    def _evaluate_now(self) -> None:
+        """The evaluation that was due when the run was asked to stop."""
+        self.control.should_evaluate = True
+        self._maybe_log_save_evaluate(self._tr_loss, None, self.model, None, 0, None, time.time())  # type: ignore[attr-defined]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The checkpoint's states, with the plan's hyperparameters: a new learning rate is used, not overwritten."""
+        if checkpoint is None:
+            return
+        fresh = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        base = list(self.lr_scheduler.base_lrs)
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        scheduler = self.lr_scheduler
+        scheduler.base_lrs = base
+        rates = [rate * shape(scheduler.last_epoch) for rate, shape in zip(base, scheduler.lr_lambdas, strict=True)]
+        scheduler._last_lr = rates
+        for group, values, rate in zip(self.optimizer.param_groups, fresh, rates, strict=True):
+            group.update(values | {"lr": rate})
+
+    def train_from(self, checkpoint: Path | None) -> Any:
+        """`Trainer.train`, from the beginning or from a checkpoint that has been verified."""
+        self.resumed_from = checkpoint
+        return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)  # type: ignore[attr-defined]
+
+
+def _tensor_file_error() -> type[Exception]:
+    from safetensors import SafetensorError
+
+    kind: type[Exception] = SafetensorError
+    return kind

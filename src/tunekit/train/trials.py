@@ -1,0 +1,167 @@
+"""Passes of the longest batches of which only is asked whether they fit into memory."""
+
+from __future__ import annotations
+
+import gc
+import heapq
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tunekit.core.registry import METHODS
+from tunekit.plan.plan import Plan
+from tunekit.train.available import out_of_memory
+from tunekit.train.disk import optimizer_bytes
+
+Where = Callable[[int], str]
+SHORTEST = 8
+"""The smallest `data.max_length`."""
+
+
+class Longest:
+    """The longest examples of a split, longest first; made-up ones for a stream.
+
+    Args:
+        rows: a data set with the column ``length``, or a stream.
+        count: the most examples that will be taken.
+        most: tokens of a made-up example.
+        vocabulary: their ids are below it.
+        apart: packed examples are among them, which are kept apart by a mask.
+    """
+
+    def __init__(self, rows: Any, count: int, *, most: int, vocabulary: int, apart: bool) -> None:
+        self.rows, self.tokens, self.vocabulary, self.apart = rows, most, vocabulary, apart
+        self.order: list[int] | None = None
+        if hasattr(rows, "__len__"):  # a stream has none
+            lengths = rows["length"][:]
+            self.order = heapq.nlargest(count, range(len(lengths)), key=lengths.__getitem__)
+            self.tokens = lengths[self.order[0]]
+
+    def where(self, where: Where) -> str:
+        """The place of the longest row; of a packed one, the place of its first row."""
+        if self.order is None:
+            return "a row of data.max_length tokens"
+        first, *others = self.rows[self.order[0]]["rows"]
+        return where(first) + (f" and {len(others)} rows packed with it" if others else "")
+
+    def among(self, count: int) -> int:
+        """How many of ``count`` examples there are."""
+        return count if self.order is None else min(count, len(self.order))
+
+    def take(self, count: int, cut: int | None) -> list[Mapping[str, Any]]:
+        """``count`` examples of at most ``cut`` tokens."""
+        if self.order is None:
+            ids = [token % self.vocabulary for token in range(self.tokens)]
+            examples = [{"input_ids": ids, "labels": ids, "position_ids": None}] * count
+        else:
+            examples = [self.rows[index] for index in self.order[:count]]
+        cut = cut or self.tokens
+        return [self._shaped(example, cut) for example in examples]
+
+    def _shaped(self, example: Mapping[str, Any], cut: int) -> dict[str, Any]:
+        ids, labels = example["input_ids"][:cut], example["labels"][:cut]
+        positions = example["position_ids"]
+        if self.apart and positions is None:  # a single long row needs no mask, but a batch beside packed rows does
+            positions = [*range(len(ids) // 2), *range(len(ids) - len(ids) // 2)]
+        return {"input_ids": ids, "labels": labels, "position_ids": positions and positions[:cut]}
+
+
+class Trials:
+    """Forward and backward passes of which only is asked whether they fit."""
+
+    def __init__(self, trainer: Any, plan: Plan, where: Where) -> None:
+        self.trainer, self.plan, self.place = trainer, plan, where
+        self.model, self.device = trainer.model, trainer.model.device
+        self.on_cuda = self.device.type == "cuda"
+        self.share = plan.micro_batch_size * plan.accumulation
+        self.states = optimizer_bytes(self.model, plan.recipe.train.optimizer)
+        data, batch = plan.recipe.data, plan.recipe.eval.batch_size
+        facts = {"most": data.max_length, "vocabulary": self.model.config.get_text_config().vocab_size}
+        apart = data.packing and METHODS.load(plan.method).ISOLATED
+        self.train = Longest(trainer.train_dataset, self.share, **facts, apart=apart)
+        held_out = trainer.eval_dataset
+        self.held_out = None if held_out is None else Longest(held_out, batch, **facts, apart=False)
+        self.free = 0
+
+    def divisors(self) -> list[int]:
+        """The micro-batches into which a process's share can be cut, largest first."""
+        return [size for size in range(self.share, 0, -1) if self.share % size == 0]
+
+    def reserve(self, size: int | None) -> int:
+        """Bytes beside a pass: states that are not paged out, and the second copy of gradients that DDP sends."""
+        held = 0 if self.on_cuda and self.plan.recipe.train.optimizer.startswith("paged") else self.states
+        if size is not None and self.plan.processes > 1:
+            held += sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+        return held
+
+    def trains(self, size: int, *, cut: int | None = None, checkpointing: bool | None = None) -> bool:
+        """Whether forward and backward of the ``size`` longest examples fit."""
+        wanted = self.plan.recipe.train.gradient_checkpointing if checkpointing is None else checkpointing
+        with self._checkpointing(wanted):
+            return self._fits(lambda: self._pass(self.train.take(size, cut), size))
+
+    def evaluates(self, size: int) -> bool:
+        """Whether a forward pass of the ``size`` longest held-out rows fits."""
+        held_out = self.held_out
+        return held_out is None or self._fits(lambda: self._pass(held_out.take(size, None), None))
+
+    def warm_up(self) -> None:
+        """Starts threads and loads code now: under the limit these would fail without a word of memory."""
+        import torch
+
+        self._fits(lambda: self._pass(self.train.take(1, SHORTEST), None))
+        torch.ones(1 << 16).add_(1)  # enough elements for all threads
+
+    def _fits(self, attempt: Callable[[], None]) -> bool:
+        try:
+            attempt()
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            return False
+        finally:
+            self.clear()
+        return True
+
+    def _pass(self, examples: Sequence[Mapping[str, Any]], size: int | None) -> None:
+        """A pass of training in micro-batches of ``size``, or of evaluation when that is None."""
+        import torch
+
+        training = size is not None
+        self.model.train(training)
+        held = torch.empty(self.reserve(size), dtype=torch.uint8, device=self.device)
+        if size is not None and size < self.share:  # later micro-batches of a step add to gradients that are there
+            for parameter in self.model.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        inputs = {name: value.to(self.device) for name, value in self.trainer.data_collator(examples).items()}
+        with torch.set_grad_enabled(training):
+            with self.trainer.accelerator.autocast():
+                loss = self.trainer.local_loss(self.model, inputs)
+            if training:
+                loss.backward()
+        del held
+
+    @contextmanager
+    def _checkpointing(self, wanted: bool) -> Iterator[None]:
+        if not wanted or self.model.is_gradient_checkpointing:
+            yield
+            return
+        options = self.plan.recipe.train.extra.get("gradient_checkpointing_kwargs")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # its new name does not exist in every 5.x
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+            try:
+                yield
+            finally:
+                self.model.gradient_checkpointing_disable()
+
+    def clear(self) -> None:
+        """Drops gradients and whatever the last pass left."""
+        import torch
+
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        gc.collect()
+        if self.on_cuda:
+            torch.cuda.empty_cache()
