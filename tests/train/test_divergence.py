@@ -105,3 +105,32 @@ def test_the_scaler_of_fp16_may_skip_steps_but_not_for_ever(plan_of, session_of)
     trainer.accelerator.scaler.update(0.5)
     with pytest.raises(DivergedError, match="the gradient norm of step 1 is inf"):
         trainer._get_grad_norm(trainer.model, grad_norm=float("inf"))
+
+
+def test_the_row_and_the_module_at_fault_are_named(plan_of, run_plan, monkeypatch, write_rows, tmp_path, talk_of):
+    """One row holds a token whose embedding is not finite: its file and line are in the error, and no other row's."""
+    import torch
+
+    from tunekit.train.session import Session
+
+    rows = [talk_of(n) for n in range(8)]
+    rows[5]["messages"][0]["content"] += " zebra"
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    original = Session._trainer
+
+    def poisoned(self, loaded):
+        trainer = original(self, loaded)
+        ids = [self.inputs.tokenizer(text, add_special_tokens=False)["input_ids"] for text in map(str, rows)]
+        (token,) = {min(set(ids[5]) - {t for i, row in enumerate(ids) if i != 5 for t in row})}
+        with torch.no_grad():
+            trainer.model.get_input_embeddings().weight[token] = float("nan")
+        return trainer
+
+    monkeypatch.setattr(Session, "_trainer", poisoned)
+    plan = plan_of(data__train=[{"path": str(path)}], train__batch_size=8, train__max_steps=2)
+    with pytest.raises(DivergedError) as caught:
+        run_plan(plan)
+    told = "\n".join(f"{p.what} {p.where}" for p in caught.value.problems)
+    assert "rows.jsonl:6" in told and not any(f"rows.jsonl:{n}" in told for n in (1, 2, 3, 4, 5, 7, 8))
+    assert "embed_tokens" in told
+    assert not (Path(plan.run_dir) / "checkpoints").exists()

@@ -42,6 +42,7 @@ class Stream:
         self.ledger = Ledger()
         self.content = hashlib.sha256()
         self._lost = 0
+        self._judged = False
         self._row = 0  # of the present pass; also its number in the ledger
 
     def __getstate__(self) -> dict[str, str]:
@@ -68,6 +69,9 @@ class Stream:
             if not begun:
                 self.ledger.check(self.recipe.data.max_drop_rate)
                 raise DataError("the stream holds no row that can be trained on", where=self.recipe.data.train[0].path)
+            if not self._judged:  # once every row is known, not only when training has ended
+                self.ledger.check(self.recipe.data.max_drop_rate)
+                self._judged = True
 
     def _fitted(self) -> Iterator[dict[str, Any]]:
         rows, self._row = self.reader.examples(self.recipe.data.train), 0

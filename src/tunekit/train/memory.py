@@ -21,7 +21,7 @@ from tunekit.train.trials import SHORTEST, Trials, Where
 if TYPE_CHECKING:
     from torch import nn
 
-FIRST_TOKENS = {"cpu": 65_536, "cuda": 262_144}
+FIRST_TOKENS = {"cpu": 16_384, "cuda": 262_144}
 """The search for the largest micro-batch begins with at most so many tokens."""
 
 
