@@ -96,6 +96,8 @@ def test_the_first_rows_must_agree():
         ({"q": "a", "a": "b"}, "`columns: {text: q}`"),
         ({"meta": {"text": "a"}}, "`format: text` with `columns: {text: meta.text}`"),
         ({"chosen": "a", "rejected": "b"}, "preference pairs"),
+        ({"messages": [{"role": "user", "content": "a"}], "label": True}, "judged good or bad"),
+        ({"prompt": "a", "completion": "b", "label": False}, "judged good or bad"),
         ({**c(("human", "a")), "chosen": {}, "rejected": {}}, "preference pairs"),
         ({"text": "a", "role": "prompter", "parent_id": None}, "one message of a tree"),
         ({"Run.": "a", "你用跑的。": "b"}, "columns: {header:"),

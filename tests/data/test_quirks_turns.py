@@ -88,7 +88,11 @@ def test_one_character_answers_are_answers(shared_data):
 
 
 def test_special_tokens_and_placeholders_stay_text(shared_data):
-    _, examples, _ = convert(good(shared_data, "preference/lf_kto_en_demo.first240.json"))
+    judged = good(shared_data, "preference/lf_kto_en_demo.first240.json")
+    with pytest.raises(DataError, match="no format fits the columns messages, label") as caught:
+        convert(judged)
+    assert "judged good or bad" in caught.value.fix
+    _, examples, _ = convert({line: {"messages": row["messages"]} for line, row in judged.items()})
     assert examples[140].messages[1].content.count("</s>") == 2
     _, examples, _ = convert(good(shared_data, "sft/lf_identity.json"))
     answers = [example.messages[1].content for example in examples.values()]

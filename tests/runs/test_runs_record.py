@@ -163,3 +163,20 @@ def test_git_tells_commit_and_changes(tmp_path):
     assert len(clean.commit) == 40 and clean.dirty is False
     (tmp_path / "a").write_text("2")
     assert git_state(tmp_path).dirty is True
+
+
+def test_interruptions_are_told_in_words():
+    from tunekit.runs.environment import environment_words
+
+    part = {"steps": 9, "epochs": 1.0, "tokens": 9, "trained_tokens": 3, "tokens_per_second": 1.0}
+    back = {"step": 6, "to": 4, "why": "the loss of step 6 is nan", "skipped": (5, 6)}
+    record = Record(
+        method="sft",
+        created="2026-01-01T00:00:00Z",
+        resumed=[{"at": "2026-01-02T00:00:00Z", "step": 3, "changes": ["train.max_steps: 5 -> 9"]}],
+        training=part | {"rollbacks": [back]},
+    )
+    assert dict(environment_words(record))["Interruptions"] == [
+        ("resumed 2026-01-02T00:00:00Z", "from step 3; train.max_steps: 5 -> 9"),
+        ("back to step 4", "the loss of step 6 is nan; left out: steps 5, 6"),
+    ]

@@ -35,7 +35,8 @@ def detect(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None 
         strange = next((field for field in mapped if field not in known), None)
         fix = did_you_mean(strange, known) if strange else "name the format that is meant: `format:`"
         raise UserError(f"`columns: {{{', '.join(mapped)}}}` fits no format", fix=fix)
-    for name in () if not mapped and all(map(_is_pair, probed)) else asked:
+    judged = not mapped and (all(map(_is_pair, probed)) or all(map(_is_labelled, probed)))
+    for name in () if judged else asked:
         if all(FORMATS.load(name).matches(row) for row in probed):
             return name
     raise _unknown(rows[:PROBED], probed, asked)
@@ -98,6 +99,8 @@ def _unknown(rows: Sequence[Mapping[str, Any]], probed: Sequence[Mapping[str, An
 def _advice(row: Mapping[str, Any], columns: Sequence[str]) -> str:
     if _is_pair(row):
         return "these are preference pairs: a preference method is needed, which tunekit does not have yet"
+    if _is_labelled(row):
+        return "each answer is judged good or bad (`label`): name the format, for example `format: chat`, to train on all"
     if "parent_id" in columns or "parent_message_id" in columns:
         return "each row is one message of a tree: nest the replies first (`format: tree`)"
     if any(len(name) > 40 or name.endswith((".", "?", "!", "。", "？", "！")) for name in columns):
@@ -116,6 +119,11 @@ def _advice(row: Mapping[str, Any], columns: Sequence[str]) -> str:
 
 def _is_pair(row: Mapping[str, Any]) -> bool:
     return "chosen" in row and "rejected" in row
+
+
+def _is_labelled(row: Mapping[str, Any]) -> bool:
+    """Answers with a verdict, as KTO trains on: the bad ones among them are not to be imitated."""
+    return isinstance(row.get("label"), bool)
 
 
 def _paths(value: Any, prefix: str = "", depth: int = 3) -> Iterator[tuple[str, bool]]:

@@ -68,7 +68,17 @@ def environment_words(record: Record) -> list[tuple[str, list[tuple[str, str]]]]
         ("Git", git),
         ("Seeds", record.seeds),
     ]
-    return [(title, [(_label(key), _plain(value, key)) for key, value in values.items()]) for title, values in blocks]
+    words = [(title, [(_label(key), _plain(value, key)) for key, value in values.items()]) for title, values in blocks]
+    return [*words, ("Interruptions", _interruptions(record))]
+
+
+def _interruptions(record: Record) -> list[tuple[str, str]]:
+    """Where the run was gone on with, and where training went back."""
+    found = [(f"resumed {part.at}", "; ".join((f"from step {part.step}", *part.changes))) for part in record.resumed]
+    for back in record.training.rollbacks if record.training else ():
+        left_out = ", ".join(map(str, back.skipped))
+        found.append((f"back to step {back.to}", f"{back.why}; left out: steps {left_out}"))
+    return found
 
 
 def _label(key: str) -> str:
