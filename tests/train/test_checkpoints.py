@@ -81,6 +81,24 @@ def test_keep_best_ends_with_the_best_weights_and_never_deletes_them(adapter, sc
     assert session.outcome.training["best"] == {"step": 2, "metric": "eval_loss", "value": 1.0}
 
 
+def test_a_best_checkpoint_that_was_damaged_is_not_finished_with(scripted, plan_of, session_of):
+    from transformers import TrainerCallback
+
+    from tunekit.core.errors import MachineError
+
+    scripted([3.0, 1.0, 2.0, 2.5])
+    session, trainer = session_of(plan_of(train__max_steps=4, train__keep_best=True, **EVAL))
+
+    class Damage(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **_):
+            if state.global_step == 4:
+                (Path(state.best_model_checkpoint) / "model.safetensors").write_bytes(b"")
+
+    trainer.add_callback(Damage())
+    with pytest.raises(MachineError, match=r"the best checkpoint is not what was written: model\.safetensors"):
+        session._train(trainer)
+
+
 def test_early_stopping_stops_after_its_patience(scripted, plan_of, run_plan):
     scripted([3.0, 1.0, 2.0, 2.5, 2.6, 2.7])
     plan = plan_of(train__max_steps=6, train__early_stopping={"patience": 2}, **EVAL)

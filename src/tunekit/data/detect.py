@@ -100,7 +100,9 @@ def _advice(row: Mapping[str, Any], columns: Sequence[str]) -> str:
     if _is_pair(row):
         return "these are preference pairs: a preference method is needed, which tunekit does not have yet"
     if _is_labelled(row):
-        return "each answer is judged good or bad (`label`): name the format, for example `format: chat`, to train on all"
+        return (
+            "each answer is judged good or bad (`label`): name the format, for example `format: chat`, to train on all"
+        )
     if "parent_id" in columns or "parent_message_id" in columns:
         return "each row is one message of a tree: nest the replies first (`format: tree`)"
     if any(len(name) > 40 or name.endswith((".", "?", "!", "。", "？", "！")) for name in columns):

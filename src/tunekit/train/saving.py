@@ -13,7 +13,7 @@ from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, Tr
 
 from tunekit.core.errors import DivergedError, MachineError
 from tunekit.runs.metrics import MetricsWriter
-from tunekit.train.checkpoint import Damaged, name_of, put_in_place, rotate
+from tunekit.train.checkpoint import Damaged, name_of, put_in_place, rotate, verify
 from tunekit.train.disk import checkpoint_bytes, full_disk_error, require_space
 from tunekit.train.ranks import Ranks
 from tunekit.train.rankstate import RankState
@@ -149,6 +149,23 @@ class Saving:
         best = self.run_folder / "checkpoints" / name_of(self.state.best_global_step or 0)
         self.state.best_model_checkpoint = str(best) if best.is_dir() else None
         return best if best.is_dir() else None
+
+    def _load_best_model(self) -> None:
+        """Trainer's, after the best checkpoint was compared with its manifest.
+
+        Raises:
+            MachineError: it is damaged; the last checkpoint is not touched.
+        """
+        best = Path(str(self.state.best_model_checkpoint))
+        try:
+            verify(best)
+        except Damaged as why:
+            raise MachineError(
+                f"the best checkpoint is not what was written: {why}",
+                where=str(best),
+                fix="go on with `--set train.keep_best=false --allow-change train.keep_best` to finish with the last one",
+            ) from why
+        super()._load_best_model()  # type: ignore[misc]
 
     def begin(self) -> None:
         """Called when training begins: takes up what the checkpoint remembers, if it goes on from one."""
