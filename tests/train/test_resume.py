@@ -22,8 +22,8 @@ MATRIX = {
     "lora packed": {"adapter": LORA, "data__packing": True, "train__batch_size": 4, "data__max_length": 64},
     "accumulation": {"train__micro_batch_size": 2},
     "workers": {"train__workers": 2},
-    "streaming": {"data__streaming": True},
-    "streaming accumulation": {"data__streaming": True, "train__micro_batch_size": 4, "adapter": LORA},
+    "streaming": {"data__streaming": True, "data__shuffle": False},
+    "streaming shuffled": {"data__streaming": True, "train__micro_batch_size": 4, "adapter": LORA},
     "muon": {"train__optimizer": "muon"},
     "neftune": {"train__neftune_alpha": 5.0},
     "evaluated": {**EVAL, "train__keep_best": True, "train__early_stopping": {"patience": 50}},
@@ -93,19 +93,39 @@ def go_on():
     return lambda plan, *allowed: run(Job(plan, None, resume=True, allowed=allowed), Silent())
 
 
-def moved(plan, **changes):
+def moved(plan, at):
     """The same plan in a folder of its own."""
-    return plan.model_copy(update={"run_dir": plan.run_dir + "-again", **changes})
+    return plan.model_copy(update={"run_dir": f"{plan.run_dir}-{at}"})
 
 
-@pytest.mark.parametrize("name", MATRIX)
-@pytest.mark.parametrize("at", [2, 5])
-def test_stopped_and_gone_on_with_is_as_if_never_stopped(name, at, plan_of, run_plan, ask_at, go_on, text_of):
+def cases():
+    """Every setting stopped at step 2; at step 5 too, and the slow stream, with the slow tests."""
+    for name in MATRIX:
+        for at in (2, 5):
+            slow = (at == 5 and name not in ("full", "lora packed")) or name == "streaming shuffled"
+            yield pytest.param(name, at, marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(plan_of, run_plan):
+    """The plan of a whole run of each setting."""
+    made = {}
+
+    def whole(name):
+        if name not in made:
+            sets = {"method": "sft", "train__max_steps": STEPS, "data__max_drop_rate": 0.5, **MATRIX[name]}
+            made[name] = plan_of(**sets)
+            run_plan(made[name])
+        return made[name]
+
+    return whole
+
+
+@pytest.mark.parametrize(("name", "at"), cases())
+def test_stopped_and_gone_on_with_is_as_if_never_stopped(name, at, uninterrupted, run_plan, ask_at, go_on, text_of):
     """23 rows in batches of 8: three steps an epoch, so step 2 and 5 are in the middle of one."""
-    sets = {"method": "sft", "train__max_steps": STEPS, "data__max_drop_rate": 0.5, **MATRIX[name]}
-    whole = plan_of(**sets)
-    run_plan(whole)
-    cut = moved(whole)
+    whole = uninterrupted(name)
+    cut = moved(whole, at)
     ask_at(at)
     with pytest.raises(Stopped) as caught:
         run_plan(cut)
@@ -131,7 +151,7 @@ data:
   train: [{{path: "{rows}"}}]
   max_length: 128
   streaming: {streaming}
-train: {{max_steps: 60, batch_size: 8, learning_rate: 1e-2, save_every: 7, threads: 1}}
+train: {{max_steps: 40, batch_size: 8, learning_rate: 1e-2, save_every: 7, threads: 1}}
 """
 
 
@@ -141,7 +161,7 @@ def command(recipe, folder, *options):
     return [sys.executable, "-m", "tunekit", "sft", str(recipe), "-o", str(folder), "-n", "2", *options]
 
 
-@pytest.mark.parametrize("kind", ["full", "lora streaming"])
+@pytest.mark.parametrize("kind", ["full", pytest.param("lora streaming", marks=pytest.mark.slow)])
 def test_two_ranks_stopped_and_gone_on_with(kind, tmp_path, talks, text_of):
     """SIGTERM to the command in the middle of its training: both ranks stop at the same step, and go on from it."""
     import subprocess
@@ -162,7 +182,7 @@ def test_two_ranks_stopped_and_gone_on_with(kind, tmp_path, talks, text_of):
     said = begun.communicate(timeout=120)[1]
     assert begun.returncode == 143 and "with a checkpoint" in said, said
     steps = [int(path.name[5:]) for path in (cut / "checkpoints").iterdir()]
-    assert 10 <= max(steps) < 60 and not (cut / "model").exists()
+    assert 10 <= max(steps) < 40 and not (cut / "model").exists()
     subprocess.run(command(recipe, cut, "--resume"), cwd=tmp_path, check=True, capture_output=True)
     for name in ("samples.jsonl", "samples-1.jsonl"):
         assert (cut / name).read_text() == (whole / name).read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -49,6 +50,29 @@ def flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def flush_tree(folder: Path) -> None:
+    """Waits until the disk has everything below a folder: files first, then the names of them."""
+    paths = sorted(folder.rglob("*"), key=lambda path: -len(path.parts))
+    for path in paths:
+        if path.is_file():
+            flush_file(path)
+    for path in [*(path for path in paths if path.is_dir()), folder]:
+        flush_folder(path)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Lets two paths change places in one step, so that neither name is ever without content.
+
+    Returns:
+        False where the file system cannot (Linux: renameat2 with RENAME_EXCHANGE); nothing has happened then.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), swap) == 0)
 
 
 def sha256_text(text: str) -> str:

@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunekit.core.files import flush_folder, flush_tree
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -42,7 +44,9 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
             model.generation_config.save_pretrained(staging)  # an adapter's folder needs the stop ids as well
         tokenizer.save_pretrained(staging)
         staging.chmod(0o755)
+        flush_tree(staging)  # the record will say that the run is done: then the model must be on the disk
         staging.rename(folder)
+        flush_folder(folder.parent)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunekit.core.files import flush_file, flush_folder, sha256_file, sha256_json, write_json
+from tunekit.core.files import exchange, flush_file, flush_folder, sha256_file, sha256_json, write_json
 
 MANIFEST = "MANIFEST.json"
 DELETED = ".deleted-"
@@ -81,8 +81,11 @@ def put_in_place(staged: Path, folder: Path, step: int, facts: dict[str, Any]) -
         folder.mkdir(parents=True)
         flush_folder(folder.parent)
     final = folder / name_of(step)
-    replaced = final.rename(_doomed(final)) if final.exists() else None
-    staged.rename(final)
+    if final.exists() and exchange(staged, final):
+        replaced: Path | None = staged.rename(_doomed(final))
+    else:
+        replaced = final.rename(_doomed(final)) if final.exists() else None
+        staged.rename(final)
     flush_folder(folder)
     if replaced is not None:
         shutil.rmtree(replaced)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunekit.core.errors import MachineError, Stopped, TunekitError, UserError
+from tunekit.core.files import write_atomic
 from tunekit.core.progress import Screen
 from tunekit.data.prepare import Prepared
 from tunekit.plan.plan import Plan
@@ -77,12 +78,13 @@ def run(job: Job, screen: Screen) -> Record:
         if resumed is not None:
             if resumed.finished:
                 screen.say("this run is finished, and nothing has changed since: there is nothing to do")
+                write_report(folder)  # the run may have been cut off before it was written
                 return read_record(folder)
             make_ready(resumed, folder, screen)
             job = replace(job, plan=resumed.plan)
+        job.plan.save(folder.plan)  # first: from here on the folder is that of a run
         if job.recipe_text is not None:
-            folder.recipe.write_text(job.recipe_text, encoding="utf-8")
-        job.plan.save(folder.plan)
+            write_atomic(folder.recipe, job.recipe_text)
         record = _opening(job.plan, folder, resumed)
         write_record(folder, record)
         made = _Made(record)

@@ -74,7 +74,8 @@ def resumption(plan: Plan, folder: RunFolder, allowed: Collection[str], screen: 
         UserError: there is no run in the folder, or the recipe changed in a way that was not allowed.
         MachineError: there are checkpoints, but every one is damaged.
     """
-    if not is_run(folder) and any(path.name != ".lock" for path in folder.path.iterdir()):
+    # a run that was cut off at once has left hidden files at most
+    if not is_run(folder) and any(not path.name.startswith(".") for path in folder.path.iterdir()):
         raise UserError(
             "this folder holds something else than a run: nothing was touched",
             where=str(folder.path),

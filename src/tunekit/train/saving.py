@@ -31,6 +31,7 @@ class Saving:
     run_folder: Path
     checkpoint_facts: dict[str, Any]
     samples: MetricsWriter | None
+    metrics: MetricsWriter | None
     spikes: SpikeWatch
     skipped: set[int]
     stopping: bool
@@ -69,8 +70,9 @@ class Saving:
                 staged.mkdir(parents=True)
             self.ranks.wait()
             self._write(staged)
-            if self.samples is not None:
-                self.samples.sync()
+            for journal in (self.samples, self.metrics):
+                if journal is not None:
+                    journal.sync()  # what is told of the steps before the checkpoint is as safe as it is
             self.ranks.wait()
             if main:
                 self.state.best_model_checkpoint = None  # a path; `begin` finds it again from the step
@@ -163,7 +165,7 @@ class Saving:
             raise MachineError(
                 f"the best checkpoint is not what was written: {why}",
                 where=str(best),
-                fix="go on with `--set train.keep_best=false --allow-change train.keep_best` to finish with the last one",
+                fix="finish with the last one: `--set train.keep_best=false --allow-change train.keep_best`",
             ) from why
         super()._load_best_model()  # type: ignore[misc]
 

@@ -71,6 +71,7 @@ class TunekitTrainer(Saving):
         self.stop, self.where, self.warn, self.pulse = stop, where, warn, pulse
         self.ranks, self.spikes = Ranks(), SpikeWatch()
         self.samples: MetricsWriter | None = None
+        self.metrics: MetricsWriter | None = None
         self.skipped: set[int] = set()
         self.stopping = False
         self._window: list[dict[str, Any]] = []

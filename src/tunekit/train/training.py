@@ -67,14 +67,13 @@ class Training:
         step = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
         with ExitStack() as stack:
             trainer.samples = stack.enter_context(MetricsWriter(self.folder.samples(self.rank), keep_through=step))
-            writer = None
             if self.rank == 0:
-                writer = stack.enter_context(MetricsWriter(self.folder.metrics, keep_through=step))
+                trainer.metrics = stack.enter_context(MetricsWriter(self.folder.metrics, keep_through=step))
 
             def report(values: dict[str, Any]) -> None:
                 self.screen.metrics(values)
-                if writer is not None:
-                    writer.write({name: value for name, value in values.items() if name != "total_steps"})
+                if trainer.metrics is not None:
+                    trainer.metrics.write({name: value for name, value in values.items() if name != "total_steps"})
 
             trainer.add_callback(Reporter(trainer, report, self._show))
             return trainer.train_from(checkpoint)
