@@ -4,8 +4,8 @@
 
 Prints ratios (tunekit / plain): the time of a training step without saves, and the time of a save. The plain trainer is
 TRL's SFTTrainer with the same arguments, model, rows and order; rounds of both take turns, and the median of each
-round's ratio is shown with its range. A save of the plain trainer is not flushed to the disk; tunekit's is flushed,
-hashed, listed and read back before an old one is deleted.
+round's ratio is shown with its range. A save is timed as long as training waits for it. The plain trainer's is not
+flushed to the disk; tunekit's is then flushed, hashed, listed and read back beside the training, which is timed too.
 """
 
 from __future__ import annotations
@@ -100,11 +100,15 @@ def timed_round(trainer) -> float:
     return statistics.median(steps)
 
 
-def timed_save(trainer, model) -> float:
+def timed_save(trainer) -> tuple[float, float]:
+    """Seconds for which training waits, and until all is done."""
     trainer.state.global_step += 1
     started = time.perf_counter()
-    trainer._save_checkpoint(model, None)
-    return time.perf_counter() - started
+    trainer._save_checkpoint(trainer.model, None)
+    waited = time.perf_counter() - started
+    if hasattr(trainer, "finisher"):
+        trainer.finisher.wait()
+    return waited, time.perf_counter() - started
 
 
 def shown(ratios: list[float]) -> str:
@@ -117,7 +121,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--saves", type=int, default=8)
     wanted = parser.parse_args()
-    print(f"{'model':12} {'step, ratio':26} {'save, ratio':26} {'ms a step':>16} {'ms a save':>16}  (tunekit, plain)")
+    print("pairs of milliseconds are tunekit's and the plain trainer's")
+    head = f"{'model':12} {'step, ratio':26} {'save, ratio':26} {'ms a step':>16} {'ms a save':>16}"
+    print(f"{head} {'until done':>12}")
     for name, (model, adapter) in MODELS.items():
         folder = Path(tempfile.mkdtemp(prefix="tunekit-bench-"))
         try:
@@ -126,19 +132,21 @@ def main() -> None:
             other = plain(plan, own)
             for trainer in (own, other):  # warm-up of both
                 trainer.train()
-            steps, saves = [], []
+            steps, saves, whole = [], [], []
             for turn in range(wanted.rounds):
                 pair = {trainer: timed_round(trainer) for trainer in ([own, other] if turn % 2 else [other, own])}
                 steps.append((pair[own], pair[other]))
             for turn in range(wanted.saves):
                 order = [own, other] if turn % 2 else [other, own]
-                pair = {trainer: timed_save(trainer, trainer.model) for trainer in order}
-                saves.append((pair[own], pair[other]))
+                pair = {trainer: timed_save(trainer) for trainer in order}
+                saves.append((pair[own][0], pair[other][0]))
+                whole.append(pair[own][1])
             ratios = [[a / b for a, b in values] for values in (steps, saves)]
             times = [
                 ", ".join(f"{1000 * statistics.median(v):.1f}" for v in zip(*values)) for values in (steps, saves)
             ]
-            print(f"{name:12} {shown(ratios[0]):26} {shown(ratios[1]):26} {times[0]:>16} {times[1]:>16}", flush=True)
+            line = f"{name:12} {shown(ratios[0]):26} {shown(ratios[1]):26} {times[0]:>16} {times[1]:>16}"
+            print(f"{line} {1000 * statistics.median(whole):>12.1f}", flush=True)
         finally:
             shutil.rmtree(folder)
 

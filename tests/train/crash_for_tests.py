@@ -305,23 +305,30 @@ def _child(request):
 
 
 def _with_callback(**events):
-    """Has every trainer call these functions, ``on_step_end`` and so on, with the number of steps done."""
+    """Has every trainer call these functions, ``on_step_end`` and so on, with the number of steps done.
+
+    Training waits for a checkpoint that is still being put in place before it tells of a save or of its end: then the
+    calls of a save are the same every time. ``on_step_end`` and the others come while one may be under way.
+    """
     from transformers import TrainerCallback
 
     from tunekit.train.session import Session
 
-    def method(do):
+    def method(event, do):
         def called(self, args, state, control, **_):
+            if event in ("on_save", "on_train_end"):
+                self.trainer.finisher.wait()
             do(state.global_step)
 
         return called
 
-    kind = type("Look", (TrainerCallback,), {event: method(do) for event, do in events.items()})
+    kind = type("Look", (TrainerCallback,), {event: method(event, do) for event, do in events.items()})
     build = Session.build
 
     def built(self):
-        trainer = build(self)
-        trainer.add_callback(kind())
+        trainer, look = build(self), kind()
+        look.trainer = trainer
+        trainer.add_callback(look)
         return trainer
 
     Session.build = built
@@ -330,8 +337,8 @@ def _with_callback(**events):
 def arm(below, n=0, mode="before", log="", since="start", step=0):
     """Kills at the n-th call below some folders; n = 0 only counts.
 
-    ``since``: from the start on, in the save of ``step``, once the run has trained, or again: in a save that replaces
-    the checkpoint from which the run goes on. ``mode``: before the call, after it, or torn: in the middle of a write.
+    ``since``: from the start on, in the save of ``step``, from the end of that step on, once the run has
+    trained, or again: in a save that replaces the checkpoint from which the run goes on. ``mode``: before the call, after it, or torn: in the middle of a write.
     """
     shim = ctypes.CDLL(None)
 
@@ -346,6 +353,8 @@ def arm(below, n=0, mode="before", log="", since="start", step=0):
         begin()
     elif since == "save":
         _with_callback(on_step_end=at_step, on_save=lambda _: shim.crash_disarm())
+    elif since == "step":
+        _with_callback(on_step_end=at_step)
     elif since == "trained":
         _with_callback(on_train_end=begin)
     elif since == "again":
@@ -437,11 +446,13 @@ class Disk:
 
     def _flushed(self, handle):
         found = os.fstat(handle)
-        self.pins.append(os.dup(handle))  # an inode that is open is not used for another file
+        self.pins.append(os.dup(handle))  # the inode of an open file is not given to another one
         path = f"/proc/self/fd/{handle}"
         if stat.S_ISDIR(found.st_mode):
             with os.scandir(handle) as entries:
-                self.folders[found.st_ino] = {e.name: (e.inode(), e.is_dir(follow_symlinks=False)) for e in entries}
+                listing = {e.name: (e.inode(), e.is_dir(follow_symlinks=False)) for e in entries}
+            self.folders[found.st_ino] = listing
+            self.pins += [os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=handle) for name in listing]
         else:
             self.files[found.st_ino] = Path(path).read_bytes()
 

@@ -29,6 +29,7 @@ class Keeper(TrainerCallback):
         """After Trainer's own choices for this step: an end that was asked for comes before an evaluation."""
         trainer = self.trainer
         trainer.write_samples()
+        trainer.finisher.look()
         if trainer.stop.signum is not None and not trainer.ranks.many:  # several ranks have to agree first
             trainer.stopping = True
         if trainer.stopping:

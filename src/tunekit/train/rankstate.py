@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunekit.core.files import write_json
-
 
 @dataclass
 class RankState:
@@ -43,7 +41,8 @@ class RankState:
 
     def save(self, folder: Path, rank: int) -> None:
         """Writes ``rank-N.json`` into a checkpoint."""
-        write_json(folder / f"rank-{rank}.json", dataclasses.asdict(self))
+        text = json.dumps(dataclasses.asdict(self))
+        (folder / f"rank-{rank}.json").write_text(text, encoding="utf-8")  # flushed with the whole checkpoint
 
     @classmethod
     def load(cls, folder: Path, rank: int) -> RankState:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +13,11 @@ import torch
 from torch import nn
 from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tunekit.core.errors import DivergedError, MachineError
+from tunekit.core.errors import DivergedError, MachineError, TunekitError
 from tunekit.runs.metrics import MetricsWriter
 from tunekit.train.checkpoint import Damaged, name_of, put_in_place, rotate, verify
 from tunekit.train.disk import checkpoint_bytes, full_disk_error, require_space
+from tunekit.train.finisher import Finisher
 from tunekit.train.ranks import Ranks
 from tunekit.train.rankstate import RankState
 from tunekit.train.spikes import SpikeWatch
@@ -30,6 +33,7 @@ class Saving:
     ranks: Ranks
     run_folder: Path
     checkpoint_facts: dict[str, Any]
+    finisher: Finisher
     samples: MetricsWriter | None
     metrics: MetricsWriter | None
     spikes: SpikeWatch
@@ -52,7 +56,10 @@ class Saving:
     training_since = 0.0
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Writes a checkpoint into the staging folder, then puts it in place as a whole.
+        """Writes a checkpoint into the staging folder; it is put in place beside the training that goes on.
+
+        Training waits for the bytes to be written, as with Trainer's own; not for the disk to have them, nor for their
+        hashes. Only one checkpoint is under way: the next one, and the end, wait for it.
 
         Raises:
             MachineError: the disk is full or does not take it; the checkpoints before are whole.
@@ -60,44 +67,40 @@ class Saving:
         """
         step, main = self.state.global_step, self.args.should_save
         self._refuse_broken_weights(step)
+        self.finisher.wait()
         staged = Path(str(self.args.output_dir)) / name_of(step)
-        checkpoints = self.run_folder / "checkpoints"
         needed = checkpoint_bytes(self.model, self.plan)
-        try:
+        with _explained(staged, needed):
             if main:
                 require_space(self.run_folder, needed, "a checkpoint")
                 shutil.rmtree(staged, ignore_errors=True)
                 staged.mkdir(parents=True)
             self.ranks.wait()
             self._write(staged)
-            for journal in (self.samples, self.metrics):
-                if journal is not None:
-                    journal.sync()  # what is told of the steps before the checkpoint is as safe as it is
             self.ranks.wait()
             if main:
                 self.state.best_model_checkpoint = None  # a path; `begin` finds it again from the step
                 self.state.save_to_json(str(staged / "trainer_state.json"))
-                put_in_place(staged, checkpoints, step, self.checkpoint_facts)
-                best = self._find_best()
-                rotate(checkpoints, self.plan.recipe.train.keep_checkpoints, best)
-            self.ranks.wait()
-            self._find_best()
-        except Damaged as why:
-            raise MachineError(
-                f"the checkpoint that was just written is not what was written: {why}",
-                where=str(checkpoints / name_of(step)),
-                fix="the disk or the memory of this machine is at fault; older checkpoints were kept",
-            ) from why
-        except (OSError, RuntimeError, _tensor_file_error()) as error:
-            shutil.rmtree(staged, ignore_errors=True)
-            full = full_disk_error(error, staged, needed)
-            if full is None:
-                raise
-            raise full from error
+        best = self._find_best()
+        if main:
+            self.finisher.start(lambda: self._finish(staged, step, best, needed))
+
+    def _finish(self, staged: Path, step: int, best: Path | None, needed: int) -> None:
+        """Puts a written checkpoint in place and deletes those that are too many."""
+        folder = self.run_folder / "checkpoints"
+        with _explained(staged, needed):
+            for journal in (self.samples, self.metrics):
+                if journal is not None:
+                    journal.sync()  # what is told of the steps before the checkpoint is as safe as it is
+            put_in_place(staged, folder, step, self.checkpoint_facts)
+            rotate(folder, self.plan.recipe.train.keep_checkpoints, best)
 
     def _refuse_broken_weights(self, step: int) -> None:
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad and not torch.isfinite(parameter).all():
+        trained = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+        if torch.isfinite(torch.nn.utils.get_total_norm(trained.values())):  # one pass over all
+            return
+        for name, parameter in trained.items():
+            if not torch.isfinite(parameter).all():
                 raise DivergedError(
                     f"after step {step} the weight '{name}' is not finite; no checkpoint is made of it",
                     where=f"step {step}",
@@ -109,7 +112,7 @@ class Saving:
         if self.args.should_save:
             self.model.save_pretrained(staged)  # type: ignore[operator]
             self.processing_class.save_pretrained(staged)  # type: ignore[attr-defined]
-            self.plan.save(staged / "plan.json")
+            (staged / "plan.json").write_text(self.plan.model_dump_json(indent=2), encoding="utf-8")
         self._save_optimizer_and_scheduler(str(staged))  # type: ignore[attr-defined]
         self._save_scaler(str(staged))  # type: ignore[attr-defined]
         self._save_rng_state(str(staged))  # type: ignore[attr-defined]
@@ -148,9 +151,12 @@ class Saving:
         return [callback for callback in callbacks if isinstance(callback, EarlyStoppingCallback)]
 
     def _find_best(self) -> Path | None:
-        best = self.run_folder / "checkpoints" / name_of(self.state.best_global_step or 0)
-        self.state.best_model_checkpoint = str(best) if best.is_dir() else None
-        return best if best.is_dir() else None
+        """The best checkpoint, if there is one; the one of this step may be on its way to its place."""
+        step = self.state.best_global_step
+        best = self.run_folder / "checkpoints" / name_of(step or 0)
+        there = bool(step) and (step == self.state.global_step or best.is_dir())
+        self.state.best_model_checkpoint = str(best) if there else None
+        return best if there else None
 
     def _load_best_model(self) -> None:
         """Trainer's, after the best checkpoint was compared with its manifest.
@@ -158,6 +164,8 @@ class Saving:
         Raises:
             MachineError: it is damaged; the last checkpoint is not touched.
         """
+        self.finisher.wait()
+        self.ranks.wait()  # only the main process knows that it is in place
         best = Path(str(self.state.best_model_checkpoint))
         try:
             verify(best)
@@ -213,11 +221,34 @@ class Saving:
     def train_from(self, checkpoint: Path | None) -> Any:
         """`Trainer.train`, from the beginning or from a checkpoint that has been verified."""
         self.resumed_from = checkpoint
-        return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)  # type: ignore[attr-defined]
+        try:
+            result = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)  # type: ignore[attr-defined]
+        except BaseException as error:
+            try:
+                self.finisher.wait()
+            except TunekitError as other:
+                error.add_note(f"and a checkpoint could not be put in place: {other}")
+            raise
+        self.finisher.wait()
+        return result
 
 
-def _tensor_file_error() -> type[Exception]:
+@contextmanager
+def _explained(staged: Path, needed: int) -> Iterator[None]:
+    """Turns what a full or faulty disk raises into words; what was written so far is removed."""
     from safetensors import SafetensorError
 
-    kind: type[Exception] = SafetensorError
-    return kind
+    try:
+        yield
+    except Damaged as why:
+        raise MachineError(
+            f"the checkpoint that was just written is not what was written: {why}",
+            where=str(staged.name),
+            fix="the disk or the memory of this machine is at fault; older checkpoints were kept",
+        ) from why
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(staged, ignore_errors=True)
+        full = full_disk_error(error, staged, needed)
+        if full is None:
+            raise
+        raise full from error

@@ -14,6 +14,7 @@ from tunekit.core.errors import DivergedError, Problem
 from tunekit.runs.metrics import MetricsWriter
 from tunekit.train.batches import EpochBatches, EpochLoader, StreamLoader
 from tunekit.train.callbacks import Keeper
+from tunekit.train.finisher import Finisher
 from tunekit.train.muon import muon_for
 from tunekit.train.ranks import Ranks
 from tunekit.train.saving import Saving
@@ -69,7 +70,7 @@ class TunekitTrainer(Saving):
         """
         self.plan, self.run_folder, self.checkpoint_facts = plan, Path(plan.run_dir), checkpoint_facts
         self.stop, self.where, self.warn, self.pulse = stop, where, warn, pulse
-        self.ranks, self.spikes = Ranks(), SpikeWatch()
+        self.ranks, self.spikes, self.finisher = Ranks(), SpikeWatch(), Finisher()
         self.samples: MetricsWriter | None = None
         self.metrics: MetricsWriter | None = None
         self.skipped: set[int] = set()
