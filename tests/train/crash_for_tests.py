@@ -337,8 +337,9 @@ def _with_callback(**events):
 def arm(below, n=0, mode="before", log="", since="start", step=0):
     """Kills at the n-th call below some folders; n = 0 only counts.
 
-    ``since``: from the start on, in the save of ``step``, from the end of that step on, once the run has
-    trained, or again: in a save that replaces the checkpoint from which the run goes on. ``mode``: before the call, after it, or torn: in the middle of a write.
+    ``since``: from the start on, in the save of ``step``, from the end of that step on, once the run has trained, or
+    again: in a save that replaces the checkpoint from which the run goes on. ``mode``: before the call, after it, or
+    torn: in the middle of a write.
     """
     shim = ctypes.CDLL(None)
 

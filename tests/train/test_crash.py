@@ -183,7 +183,7 @@ def test_killed_at_every_call_of_a_save(name, case_of):
     print(f"measured: {name}: {len(points)} kills ({counted}), {older} went on from step 2, {spent:.1f} s each")
 
 
-@pytest.mark.parametrize("every", [30, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [60, pytest.param(3, marks=pytest.mark.slow)])
 def test_killed_in_a_save_while_training_goes_on(every, case_of):
     """The save is not waited for: its calls and those of the steps after it come in any order."""
     case = case_of("full")
@@ -198,7 +198,7 @@ def test_killed_in_a_save_while_training_goes_on(every, case_of):
     print(f"measured: {len(points)} kills from step 4 on, {sum(code == 0 for _, code in ends)} calls were not made")
 
 
-@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [14, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_killed_after_training(name, every, case_of):
     """In the export of the model, the record, the report and the release of the lock."""

@@ -102,7 +102,7 @@ def run(job: Job, screen: Screen) -> Record:
 
 def _resumed(job: Job, folder: RunFolder, screen: Screen) -> Resumption | None:
     """How the run is gone on with; None when it begins."""
-    from tunekit.train.resume import is_run, resumption
+    from tunekit.train.resume import clear, is_run, resumption
 
     if not job.resume:
         if any(path.name != ".lock" for path in folder.path.iterdir()):
@@ -114,6 +114,7 @@ def _resumed(job: Job, folder: RunFolder, screen: Screen) -> Resumption | None:
         return None
     begun = is_run(folder)
     resumed = resumption(job.plan, folder, job.allowed, screen)
+    clear(folder)
     if not begun:
         screen.say("nothing to resume here yet: the run begins")
         return None

@@ -110,11 +110,12 @@ def resumption(plan: Plan, folder: RunFolder, allowed: Collection[str], screen: 
 
 
 def make_ready(resumed: Resumption, folder: RunFolder, screen: Screen) -> None:
-    """Clears the way: damaged checkpoints are renamed, and what a kill left behind is removed."""
+    """Clears the way: damaged checkpoints are renamed, and a model that is about to change is removed."""
     for skip in resumed.damaged:
         aside = set_aside(skip.folder)
         screen.say(f"the damaged checkpoint is now called {aside.name}; it can be deleted")
-    clear(folder)
+    if folder.model.exists():
+        shutil.rmtree(folder.model)
 
 
 def _same_micro_batch(old: Plan, new: Plan) -> Plan:
@@ -126,9 +127,9 @@ def _same_micro_batch(old: Plan, new: Plan) -> Plan:
 
 
 def clear(folder: RunFolder) -> None:
-    """Removes what a run that was cut off left behind: half-written files, and a model that is about to change."""
+    """Removes what a run that was cut off left behind: half-written files and what was to be deleted."""
     clear_staging(folder)
-    junk = [folder.path / ".rehearsal", folder.path / ".ranks", folder.model]
+    junk = [folder.path / ".rehearsal", folder.path / ".ranks"]
     junk += folder.path.glob(f".{folder.model.name}.*")
     junk += folder.checkpoints.glob(f"{DELETED}*") if folder.checkpoints.is_dir() else []
     for path in junk:

@@ -195,7 +195,9 @@ class Saving:
         for callback in self._stoppers():
             callback.early_stopping_patience_counter = kept.patience
         self.restore_method_state(kept.method)
-        self._find_best()
+        best = self._find_best()
+        if self.args.should_save:  # the run may have been cut off before it deleted the one that was too many
+            rotate(self.run_folder / "checkpoints", self.plan.recipe.train.keep_checkpoints, best)
         if kept.pending_evaluation:
             self._evaluate_now()
 
