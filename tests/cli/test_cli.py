@@ -289,7 +289,8 @@ def test_an_error_as_json_is_one_event(run, recipe):
 @pytest.mark.parametrize("name", ["it's here", 'a "b"', "back\\slash", "tab\there", "ünïcode", "a: b # c", "null"])
 def test_output_folders_of_any_name(run, recipe, tmp_path, monkeypatch, name):
     seen = []
-    monkeypatch.setattr("tunekit.cli.train.make_plan", lambda recipe, path, **_: seen.append(recipe.output.dir) or 1 / 0)
+    fail = lambda recipe, path, **_: seen.append(recipe.output.dir) or 1 / 0  # noqa: E731
+    monkeypatch.setattr("tunekit.cli.train.make_plan", fail)
     assert run("sft", recipe, "-o", name).exit_code == 1
     assert seen == [name]
 
