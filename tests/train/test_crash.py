@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -89,21 +88,11 @@ def kills(calls):
             yield number, "after"
 
 
-KNOWN = re.compile(r"\.(plan\.json|report\.html)\.|checkpoints/step-000004(/|$)")
-"""Left by a kill at one moment each; see `test_nothing_is_left`."""
-
-
-def differences(case):
-    """All but the files that are known to be left."""
-    names = {str(path.relative_to(case.run_dir)) for path in case.run_dir.rglob("*")}
-    return case.differences(without={name for name in names if KNOWN.match(name)})
-
-
 def survived(case, steps):
     """Goes on with a run that was cut off; nothing may differ, and it goes on from one of these steps."""
     end = case.go_on()
     assert end.code == 0, end.text
-    assert not differences(case) and not end.survivors
+    assert not case.differences() and not end.survivors
     assert not list(case.run_dir.rglob("*.damaged*")) and "is not used" not in end.text
     resumed = json.loads((case.run_dir / "record.json").read_text())["resumed"]
     assert not resumed or resumed[-1]["step"] in steps, resumed
@@ -208,7 +197,6 @@ def test_killed_after_training(name, every, case_of):
     print(f"measured: {name}: {len(points)} kills after training")
 
 
-@pytest.mark.xfail(strict=True, reason="nothing clears up after a kill at these moments")
 @pytest.mark.parametrize(
     ("since", "step", "what", "path"),
     [("start", 0, "write", ".plan.json."), ("trained", 0, "write", ".report.html."),
@@ -220,7 +208,6 @@ def test_nothing_is_left(since, step, what, path, case_of):
     calls = calls_of(case, since, step)
     number = next(n for n, made, _, on in calls if made == what and on.startswith(path))
     killed_at(case, since, step, number, "before", (0, 6))
-    assert not case.differences()
 
 
 @pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
@@ -291,7 +278,7 @@ def cut_and_gone_on_with(case, cuts):
     def trial(cut):
         end = after_cut(case, cut)
         assert end.code == 0 and "is not used" not in end.text, end.text
-        assert not differences(case)
+        assert not case.differences()
         return [part["step"] for part in json.loads((case.run_dir / "record.json").read_text())["resumed"]]
 
     return each([(cut,) for cut in cuts], trial)
@@ -344,7 +331,7 @@ def test_killed_at_random_moments(name, trials, case_of):
             assert end.code in (0, -signal.SIGKILL), end.text
         end = case.go_on()
         assert end.code == 0, end.text
-        assert not differences(case) and not end.survivors
+        assert not case.differences() and not end.survivors
     print(f"measured: {name}: {died} of {trials} runs killed, {again} more kills of runs that went on")
     assert died
 
