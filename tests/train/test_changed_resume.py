@@ -190,6 +190,21 @@ def test_other_rows_under_the_same_name_are_refused(begun, go_on, write_rows, ta
         path.write_bytes(kept)
 
 
+def test_a_finished_run_that_must_not_go_on_is_left_as_it_is(
+    plan_of, run_plan, changed, go_on, write_rows, talk_of, tmp_path
+):
+    rows = write_rows(tmp_path / "rows.jsonl", [talk_of(n) for n in range(23)])
+    plan = plan_of(**BEGUN, data__train=[{"path": str(rows)}])
+    run_plan(plan)
+    folder = Path(plan.run_dir)
+    names = ("plan.json", "record.json", "recipe.yaml", "model/model.safetensors", "metrics.jsonl", "samples.jsonl")
+    before = [sha256_file(folder / name) for name in names]
+    write_rows(rows, [talk_of(n + 100) for n in range(23)])
+    with pytest.raises(UserError, match="the data is not that of the checkpoint"):
+        go_on(changed(plan, train__max_steps=6))
+    assert before == [sha256_file(folder / name) for name in names]
+
+
 def test_another_template_under_the_same_name_is_refused(begun, go_on, tmp_path, talks):
     from tunekit.data.render import named_template
 

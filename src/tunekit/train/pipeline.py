@@ -82,6 +82,7 @@ def run(job: Job, screen: Screen) -> Record:
                 return read_record(folder)
             make_ready(resumed, folder, screen)
             job = replace(job, plan=resumed.plan)
+        before = {path: path.read_bytes() for path in (folder.plan, folder.recipe, folder.record) if path.exists()}
         job.plan.save(folder.plan)  # first: from here on the folder is that of a run
         if job.recipe_text is not None:
             write_atomic(folder.recipe, job.recipe_text)
@@ -91,6 +92,10 @@ def run(job: Job, screen: Screen) -> Record:
         try:
             _make(job, folder, made, screen, resumed, stop)
         except BaseException as error:
+            if resumed is not None and isinstance(error, UserError):  # refused: the run is what it was
+                for path, content in before.items():
+                    write_atomic(path, content)
+                raise
             write_record(folder, _ended_by(made.record, error))
             write_report(folder)
             raise

@@ -110,12 +110,10 @@ def resumption(plan: Plan, folder: RunFolder, allowed: Collection[str], screen: 
 
 
 def make_ready(resumed: Resumption, folder: RunFolder, screen: Screen) -> None:
-    """Clears the way: damaged checkpoints are renamed, and a model that is about to change is removed."""
+    """Clears the way: damaged checkpoints are renamed."""
     for skip in resumed.damaged:
         aside = set_aside(skip.folder)
         screen.say(f"the damaged checkpoint is now called {aside.name}; it can be deleted")
-    if folder.model.exists():
-        shutil.rmtree(folder.model)
 
 
 def _same_micro_batch(old: Plan, new: Plan) -> Plan:

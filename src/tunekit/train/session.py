@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -126,6 +127,8 @@ class Session:
         else:
             probe(trainer, self.plan, self._where)
         if self.rank == 0:
+            if self.folder.model.exists():  # of a run that is gone on with: from here on it is not finished
+                shutil.rmtree(self.folder.model)
             existing = sum(path.stat().st_size for path in self.folder.checkpoints.rglob("*") if path.is_file())
             needed = needed_bytes(trainer.model, self.plan, existing)
             largest = largest_file_bytes(trainer.model, self.plan)
