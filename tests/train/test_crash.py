@@ -21,6 +21,8 @@ from crash_for_tests import LORA, MODES, Case, Server, build_shim
 
 from tunekit.train.checkpoint import checkpoints, verify
 
+pytestmark = pytest.mark.slow  # until the whole file has been timed on a quiet machine: make test-all
+
 SEED = 20_251
 EVAL = {"data": {"eval": {"count": 5}}, "eval": {"every": 2, "batch_size": 4}}
 RECIPES = {
