@@ -21,8 +21,6 @@ from crash_for_tests import LORA, MODES, Case, Server, build_shim
 
 from tunekit.train.checkpoint import checkpoints, verify
 
-pytestmark = pytest.mark.slow  # until the whole file has been timed on a quiet machine: make test-all
-
 SEED = 20_251
 EVAL = {"data": {"eval": {"count": 5}}, "eval": {"every": 2, "batch_size": 4}}
 RECIPES = {
@@ -183,7 +181,7 @@ def test_killed_in_a_save_while_training_goes_on(every, case_of):
     def trial(number, mode):
         end = case.begin(hooks=armed(case, since="step", step=4, n=number, mode=mode))
         assert end.code in (0, -signal.SIGKILL), end.text  # some calls are the fewer when training is the faster
-        return survived(case, (2, 4, 6)), end.code
+        return survived(case, (0, 2, 4, 6)), end.code  # 0: the save of step 2 may not be in its place yet
 
     ends = each(points, trial)
     print(f"measured: {len(points)} kills from step 4 on, {sum(code == 0 for _, code in ends)} calls were not made")
