@@ -47,6 +47,7 @@ WHOLE_ENVIRONMENT = {
     "tunekit.runs.scrub",  # the values of secrets are looked for, to be taken out of what is shown
 }
 IMPORTED_INSIDE_FUNCTIONS = {
+    "tunekit.kernels.attention", "tunekit.kernels.label_loss", "tunekit.kernels.segments",
     "tunekit.train.causal", "tunekit.train.trainer", "tunekit.train.batches", "tunekit.train.muon",
     "tunekit.train.callbacks", "tunekit.train.ranks", "tunekit.train.saving",
     "tunekit.evaluate.statistics",

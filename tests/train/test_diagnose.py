@@ -72,13 +72,21 @@ def scene(plan_of, session_of):
     return build
 
 
+def documents(inputs):
+    """The documents of a flat row as rows again, filled up with -1."""
+    import torch
+
+    starts = (inputs["position_ids"][0] == 0).nonzero().flatten().tolist()[1:]
+    return torch.nn.utils.rnn.pad_sequence(inputs["input_ids"][0].tensor_split(starts), True, -1)
+
+
 def breaks(scene, module, when, spoil=None):
-    """Makes what ``module`` puts out not finite in every pass on a batch of which ``when(input_ids)`` holds."""
+    """Makes what ``module`` puts out not finite in every pass on a batch of which ``when(its documents)`` holds."""
     seen = {}
     scene.model.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True)
 
     def hook(_, args, output):
-        if not when(seen["input_ids"]):
+        if not when(documents(seen)):
             return None
         if spoil is not None:
             return spoil(args, output)

@@ -156,15 +156,15 @@ def test_experts_are_isolated_without_a_mask_and_refused_with_one():
 def test_a_run_with_packing_is_refused_before_its_first_step(plan_of, session_of, tmp_path):
     from tunekit.model.load import load_model
 
-    model = small("opt", **NOT_ISOLATED["opt"], vocab_size=2048)
+    model = small("bloom", **NOT_ISOLATED["bloom"], vocab_size=2048)
     tokenizer_of = plan_of()
-    session_of(tokenizer_of)[0].inputs.tokenizer.save_pretrained(tmp_path / "opt")
-    model.save_pretrained(tmp_path / "opt")
-    plan = plan_of(model__name=str(tmp_path / "opt"), data__packing=True)
+    session_of(tokenizer_of)[0].inputs.tokenizer.save_pretrained(tmp_path / "bloom")
+    model.save_pretrained(tmp_path / "bloom")
+    plan = plan_of(model__name=str(tmp_path / "bloom"), data__packing=True)
     assert load_model(plan).parameters
-    with pytest.raises(UserError, match="opt"):
+    with pytest.raises(UserError, match="bloom"):
         session_of(plan)
-    session_of(plan_of(model__name=str(tmp_path / "opt"), data__packing=False))
+    session_of(plan_of(model__name=str(tmp_path / "bloom"), data__packing=False))
 
 
 def test_packing_on_and_off_train_on_the_same_tokens(plan_of, session_of):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tunekit.train.trainer import TunekitTrainer
 
 Report = Callable[[dict[str, Any]], None]
-_REPORTED = frozenset({"loss", "eval_loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy"})
+_REPORTED = frozenset({"loss", "eval_loss", "learning_rate", "grad_norm", "mean_token_accuracy"})
 
 
 class Keeper(TrainerCallback):
@@ -55,7 +55,7 @@ class Reporter(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Starts the clock; steps that a checkpoint brings are done."""
         self.last = time.perf_counter()
-        self.tokens, self.trained = int(self.trainer.tokens_seen), int(self.trainer.trained_seen)
+        self.tokens, self.trained = self.trainer.tokens_seen, self.trainer.trained_seen
         self.show(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -83,7 +83,7 @@ class Reporter(TrainerCallback):
             self.report(values)
 
     def _rates(self, world: int, now: float) -> dict[str, Any]:
-        tokens, trained = int(self.trainer.tokens_seen), int(self.trainer.trained_seen)
+        tokens, trained = self.trainer.tokens_seen, self.trainer.trained_seen
         elapsed = max(now - self.last, 1e-9)
         rates = {
             "tokens_per_second": round((tokens - self.tokens) * world / elapsed, 1),

@@ -1,48 +1,117 @@
-"""A trainer for next-token prediction on TRL's SFTTrainer, shared by the methods that train a causal model."""
+"""A trainer for next-token prediction on transformers' Trainer, shared by the methods that train a causal model."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
-from trl import SFTConfig, SFTTrainer
+import torch
+from torch import nn
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from tunekit.core.registry import METHODS
 from tunekit.data.collate import Collator
+from tunekit.evaluate.mode import plain_model
+from tunekit.kernels.attention import NAME, mask_of
+from tunekit.kernels.label_loss import LabelHead, LabelLoss, find_tail
+from tunekit.kernels.segments import flatten, label_positions
 from tunekit.plan.plan import Plan
 from tunekit.train.arguments import training_arguments
-from tunekit.train.isolation import check_isolated
-from tunekit.train.trainer import BOOKKEEPING, TunekitTrainer
+from tunekit.train.isolation import check_isolated, run_flat
+from tunekit.train.trainer import TunekitTrainer
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
+_LABELS = ("labels", "tokens", "rows")
+"""Columns of a batch that the model does not get."""
 
 
-class CausalTrainer(TunekitTrainer, SFTTrainer):
-    """TRL's SFTTrainer on examples that tunekit has prepared, with tunekit's guards."""
+class CausalTrainer(TunekitTrainer, Trainer):
+    """Cross-entropy of the next token, a mean over the trained tokens of the global batch.
+
+    A micro-batch runs as one flat row of documents, so that nothing is computed on padding, and the loss is computed at
+    labelled positions only. ``padded_because`` says why a model runs padded instead; it is empty when it does not.
+    """
+
+    padded_because = ""
+
+    def look_at_model(self, padded_because: str) -> None:
+        """Finds the head and what follows it; called once, when the model lies on its device."""
+        self.padded_because = padded_because
+        plain = plain_model(self.model)
+        head = plain.get_output_embeddings()
+        self.head = LabelHead(head, find_tail(plain, head), compiled=self.args.torch_compile)
+        self.with_segments = not padded_because and plain.config._attn_implementation == NAME
+        self.model_accepts_loss_kwargs = True  # Trainer counts the labels of the whole step, and divides no further
+        self._correct: Any = 0
+        self._labelled = 0
 
     def method_state(self) -> dict[str, Any]:
-        """TRL's own running means, so that the first line logged after a resumption is the uninterrupted run's."""
-        return {"metrics": dict(self._metrics["train"]), "tokens": self._total_train_tokens}
+        """The counts since the last logged line, so that the next one is the uninterrupted run's."""
+        return {"correct": int(self._correct), "labelled": self._labelled}
 
     def restore_method_state(self, values: dict[str, Any]) -> None:
         """Takes back what `method_state` gave."""
-        self._metrics["train"].update(values["metrics"])
-        self._total_train_tokens = values["tokens"]
+        self._correct, self._labelled = values["correct"], values["labelled"]
+
+    def positions_of(self, inputs: dict[str, Any]) -> int:
+        """Positions that the model computes for a batch of the collator: real tokens, and padding where there is."""
+        return int(inputs["input_ids"].numel() if self.padded_because else inputs["tokens"].clamp(min=1).sum())
 
     def local_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The summed loss of a batch by the same forward pass as in training, without a word to the other ranks.
 
         Args:
             model: without the wrapper of distributed training.
-            inputs: a batch of the collator, on the model's device.
+            inputs: a batch of the collator, on any device.
         """
-        kept = {name: value for name, value in inputs.items() if name not in BOOKKEEPING}
         with self.compute_loss_context_manager():
-            loss: torch.Tensor = -model(**kept, use_cache=False, fused_lm_head=True).log_probs.sum()
-            return loss
+            return self._label_loss(model, self._prepare_inputs(inputs)).total
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of a micro-batch as its share of the step's mean; the router loss of experts is added."""
+        inputs = self._prepare_inputs(inputs)
+        found = self._label_loss(model, inputs)
+        labels = len(inputs["targets"])
+        if model.training:
+            self._correct, self._labelled = self._correct + found.correct, self._labelled + labels
+        count = labels if num_items_in_batch is None else num_items_in_batch
+        world = self.accelerator.num_processes if num_items_in_batch is not None else 1  # DDP averages over the ranks
+        loss = found.total * world / torch.as_tensor(count).clamp(min=1)
+        config = plain_model(self.model).config.get_text_config()
+        if getattr(config, "output_router_logits", False):
+            steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+            loss = loss + config.router_aux_loss_coef * found.outputs.aux_loss / steps
+        return (loss, found.outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's, with the share of trained tokens that were the likeliest."""
+        if "loss" in logs:
+            correct, labelled = self.ranks.sum([float(self._correct), float(self._labelled)])
+            logs["mean_token_accuracy"] = correct / max(labelled, 1.0)
+            self._correct, self._labelled = 0, 0
+        super().log(logs, start_time)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Lays the batch out while it is on the CPU: nothing there has to wait for the device."""
+        if "keep" in inputs:
+            return inputs
+        if self.padded_because:
+            laid_out = {name: value for name, value in inputs.items() if name not in _LABELS}
+            laid_out |= label_positions(inputs["labels"])
+        else:
+            laid_out = flatten(inputs)
+        segments = laid_out.pop("segments", None)
+        moved: dict[str, Any] = super()._prepare_inputs(laid_out)
+        if self.with_segments and segments is not None:
+            segments = segments.to(self.accelerator.device)
+            moved |= {"segments": segments, "attention_mask": mask_of(segments)}
+        return moved
+
+    def _label_loss(self, model: nn.Module, inputs: dict[str, Any]) -> LabelLoss:
+        given = {name: value for name, value in inputs.items() if name not in ("keep", "targets")}
+        smoothing = self.args.label_smoothing_factor
+        return self.head.loss(model, given, inputs["keep"], inputs["targets"], smoothing)
 
 
 def causal_trainer(
@@ -61,27 +130,22 @@ def causal_trainer(
     Raises:
         UserError: packed examples must not see each other, but in this model they do.
     """
-    arguments = SFTConfig(
-        **training_arguments(plan, staging, evaluates=evaluation is not None),
-        dataset_kwargs={"skip_prepare_dataset": True},
-        max_length=None,
-        packing=False,
-        completion_only_loss=False,
-    )
     stopping = plan.recipe.train.early_stopping
     callbacks = [EarlyStoppingCallback(stopping.patience, stopping.min_delta)] if stopping else []
     collator = Collator(tokenizer.pad_token_id, with_mask=_counts_by_mask(model))
     trainer = CausalTrainer(
         model=model,
-        args=arguments,
+        args=TrainingArguments(**training_arguments(plan, staging, evaluates=evaluation is not None)),
         train_dataset=train,
         eval_dataset=evaluation,
         processing_class=tokenizer,
         data_collator=collator,
         callbacks=callbacks,
     )
-    if plan.recipe.data.packing and METHODS.load(plan.method).ISOLATED:
-        check_isolated(model, collator, min(plan.micro_batch_size, 2), trainer.accelerator.autocast())
+    arithmetic = trainer.accelerator.autocast
+    trainer.look_at_model(run_flat(model, plan, arithmetic()))
+    if trainer.padded_because and plan.recipe.data.packing and METHODS.load(plan.method).ISOLATED:
+        check_isolated(model, collator, min(plan.micro_batch_size, 2), arithmetic())
     return trainer
 
 

@@ -107,6 +107,7 @@ class _Search:
         self.rows: list[str] = []
         self.culprits: list[str] = []
         self.more, self.all_rows, self.cut_short = 0, False, ""
+        self.lossy = False  # what is not finite is the loss, not a gradient alone
 
     def run(self) -> Cause:
         import torch
@@ -125,7 +126,7 @@ class _Search:
             parameter=next((_shown(n) for n, value in self.model.named_parameters() if not _is_finite(value)), None),
             tokens=tuple(tokens),
             texts=tuple(map(str, self.trainer.processing_class.convert_ids_to_tokens(tokens))),
-            module=trace.module(),
+            module=trace.module() or (trace.head if self.lossy and not trace.spoilt else None),
             backward=bool(trace.spoilt) and trace.first("made") is None,
             gradient=trace.first("gradient"),
             rows=tuple(self.rows),
@@ -186,6 +187,7 @@ class _Search:
                 trace.watch(stack)
             loss = self.trainer.local_loss(self.model, inputs) / self.labels
             if not loss.isfinite():
+                self.lossy = True
                 return f"the loss {loss.item()}"
             found = torch.autograd.grad(loss, weights, allow_unused=True) if loss.requires_grad else ()
             norm = float(torch.nn.utils.get_total_norm([gradient for gradient in found if gradient is not None]))
@@ -197,14 +199,16 @@ class _Trace:
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.runs = model, 0
-        self.head = f"the head or the loss of {type(plain_model(model)).__name__}"
+        plain = plain_model(model)
+        self.output = plain.get_output_embeddings()  # the loss is computed where it stands
+        self.head = f"the head or the loss of {type(plain).__name__}"
         self.running: dict[nn.Module, tuple[int, bool]] = {}  # the number of the run; whether its inputs are whole
         self.spoilt: list[tuple[str, int, str]] = []  # what was not finite, in which run, and its name; as it came
 
     def watch(self, stack: ExitStack) -> None:
         """Puts hooks on all modules and weights; ``stack`` takes them off."""
         for name, module in self.model.named_modules():
-            inner = name not in ("", "base_model", "base_model.model")
+            inner = name not in ("", "base_model", "base_model.model") and module is not self.output
             shown = f"{_shown(name)} ({type(module).__name__})" if inner else self.head
             enter, leave = partial(self._enter, shown), partial(self._leave, shown)
             stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)

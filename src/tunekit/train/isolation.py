@@ -1,12 +1,15 @@
-"""Packing is allowed only to models that keep packed examples apart: each is asked before it trains, not trusted."""
+"""Whether a model keeps documents that run together apart: each is asked before it trains, not trusted."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunekit.core.errors import UserError
 from tunekit.data.collate import Collator
+from tunekit.evaluate.mode import evaluating, has_virtual_tokens, plain_model
+from tunekit.kernels.segments import flatten
+from tunekit.plan.plan import Plan
 
 if TYPE_CHECKING:
     import torch
@@ -14,6 +17,96 @@ if TYPE_CHECKING:
 
 LENGTH = 12
 """Tokens of each probed example: more than the convolutions of hybrid models reach."""
+SHORTER = 7
+"""Tokens of a second document of another length."""
+_AGREES = {"float32": 2e-3, "bfloat16": 0.1, "float16": 0.02}
+"""How far the logits of a flat row may be from those of its documents alone, as a share of their norm."""
+
+
+def run_flat(model: PreTrainedModel, plan: Plan, arithmetic: AbstractContextManager[object]) -> str:
+    """Makes a model ready for flat rows of documents; or says why it cannot be, and leaves it as it was.
+
+    Three documents run in one row, and each alone; then the first gets other tokens, which the others must not notice.
+
+    Args:
+        model: on its device.
+        plan: ``model.attention: auto`` takes tunekit's own attention, flash attention its own.
+        arithmetic: the context of training's mixed precision.
+    """
+    from tunekit.kernels.attention import NAME, mask_of, register
+
+    wanted = plan.recipe.model.attention
+    if wanted in ("sdpa", "eager"):
+        return f"model.attention: {wanted}"
+    if plan.recipe.train.extra.get("torch_compile"):
+        return "torch.compile wants batches of one shape"
+    if has_virtual_tokens(model):
+        return "the adapter puts virtual tokens before the text"
+    plain: Any = plain_model(model)
+    before = plain.config._attn_implementation
+    ids, others = _documents(plain, 0), _documents(plain, LENGTH)
+
+    def together(documents: list[list[int]]) -> list[torch.Tensor]:
+        """Logits (tokens, V) of each document in one row."""
+        batch = flatten(_batch(documents))
+        batch = {name: value.to(plain.device) for name, value in batch.items() if name not in ("keep", "targets")}
+        segments = batch.pop("segments")
+        if wanted == "auto":
+            batch |= {"segments": segments, "attention_mask": mask_of(segments)}
+        logits = model(**batch, use_cache=False).logits[0].float()
+        return list(logits.split(segments.lengths))
+
+    with evaluating(model), arithmetic:
+        try:
+            alone = [model(**_alone(plain, document), use_cache=False).logits[0].float() for document in ids]
+            if wanted == "auto":
+                register()
+                plain.set_attn_implementation(NAME)
+            found, perturbed = together(ids), together([others[0], *ids[1:]])
+        except (ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
+            why = f"{plain.config.model_type} does not take it: {str(error).partition(chr(10))[0]}"
+        else:
+            why = _compare(plain, alone, found, perturbed)
+    if why and wanted == "auto":
+        plain.set_attn_implementation(before)
+    return why
+
+
+def _compare(plain: Any, alone: list[torch.Tensor], found: list[torch.Tensor], perturbed: list[torch.Tensor]) -> str:
+    kind = plain.config.model_type
+    dtype = str(alone[0].dtype if not _mixed() else "bfloat16").removeprefix("torch.")
+    weights = str(plain.dtype).removeprefix("torch.")
+    most = max(_AGREES.get(dtype, 0.1), _AGREES.get(weights, 0.1))
+    if not all(values.isfinite().all() for values in alone):
+        return f"{kind} computes values that are not finite"
+    for a, b in zip(alone, found, strict=True):
+        if not float((a - b).norm()) <= most * float(a.norm()):
+            return f"{kind} computes other values for documents in one row"
+    moved = float((perturbed[0] - found[0]).abs().max())
+    leaked = max(float((a - b).abs().max()) for a, b in zip(found[1:], perturbed[1:], strict=True))
+    return f"documents in one row see each other in {kind}" if leaked > 1e-4 * moved else ""
+
+
+def _mixed() -> bool:
+    import torch
+
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+
+
+def _documents(plain: Any, shift: int) -> list[list[int]]:
+    vocabulary = plain.config.get_text_config().vocab_size
+    return [[(shift + token) % vocabulary for token in range(length)] for length in (LENGTH, LENGTH, SHORTER)]
+
+
+def _alone(plain: Any, document: list[int]) -> dict[str, torch.Tensor]:
+    import torch
+
+    return {"input_ids": torch.tensor([document], device=plain.device)}
+
+
+def _batch(documents: list[list[int]]) -> dict[str, torch.Tensor]:
+    examples = [{"input_ids": ids, "labels": [-100] * len(ids)} for ids in documents]
+    return Collator(0)(examples)
 
 
 def check_isolated(
@@ -35,11 +128,8 @@ def check_isolated(
     """
     import torch
 
-    before = model.training
-    model.eval()
-    with torch.no_grad(), arithmetic:
+    with evaluating(model), arithmetic:
         first, other = _logits(model, collator, rows, 0), _logits(model, collator, rows, LENGTH)
-    model.train(before)
     moved = (first.float() - other.float()).abs()  # (rows, 2 x LENGTH, V)
     own, leaked = float(moved[:, :LENGTH].max()), float(moved[:, LENGTH:].max())
     if leaked > max(1e-4, 4 * torch.finfo(first.dtype).eps) * own:

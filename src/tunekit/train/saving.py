@@ -47,8 +47,9 @@ class Saving:
     lr_scheduler: Any
     _tr_loss: torch.Tensor
 
-    tokens_seen: Any = 0
-    trained_seen: Any = 0
+    tokens_seen = 0
+    trained_seen = 0
+    positions_seen = 0
     pending_evaluation = False
     already_ended = False
     seconds_before = 0.0
@@ -124,8 +125,9 @@ class Saving:
             loss_sum=float(self._tr_loss),
             last_logged=self._globalstep_last_logged,  # type: ignore[attr-defined]
             total_loss=self._total_loss_scalar,  # type: ignore[attr-defined]
-            tokens=int(self.tokens_seen),
-            trained=int(self.trained_seen),
+            tokens=self.tokens_seen,
+            trained=self.trained_seen,
+            positions=self.positions_seen,
             seconds=self.seconds_before + time.perf_counter() - self.training_since,
             ended=self.control.should_training_stop and not self.stopping and self._before_the_end,
             pending_evaluation=self.pending_evaluation,
@@ -187,7 +189,8 @@ class Saving:
         kept = RankState.load(self.resumed_from, self.args.process_index)
         self._tr_loss += kept.loss_sum
         self._globalstep_last_logged, self._total_loss_scalar = kept.last_logged, kept.total_loss
-        self.tokens_seen, self.trained_seen, self.seconds_before = kept.tokens, kept.trained, kept.seconds
+        self.tokens_seen, self.trained_seen, self.positions_seen = kept.tokens, kept.trained, kept.positions
+        self.seconds_before = kept.seconds
         self.already_ended = kept.ended
         self.skipped |= set(kept.skipped)
         if kept.spikes is not None:

@@ -24,8 +24,6 @@ from tunekit.train.spikes import SpikeWatch
 if TYPE_CHECKING:
     from tunekit.plan.plan import Plan
 
-BOOKKEEPING = ("tokens", "rows")
-"""Columns of a batch that are ours, not the model's."""
 _LOWER = "lower train.learning_rate, or use precision: bf16 or fp32; checkpoints before this step are whole"
 
 
@@ -42,10 +40,11 @@ class _EvaluationCut(Exception):
 
 
 class TunekitTrainer(Saving):
-    """Mixed in before a Trainer class (``class Sft(TunekitTrainer, SFTTrainer)``).
+    """Mixed in before a Trainer class (``class CausalTrainer(TunekitTrainer, Trainer)``).
 
     Batches carry ``tokens``, the real tokens of each example (shape (B,)), and ``rows``, the ledger's numbers of its
-    rows (shape (B, R), filled up with -1). They are counted, written down, and kept from the model.
+    rows (shape (B, R), filled up with -1). They are counted and written down here, while they are on the CPU; the class
+    keeps them from the model, and has ``local_loss`` and ``positions_of``.
     """
 
     def attend(
@@ -98,15 +97,6 @@ class TunekitTrainer(Saving):
             )
         return super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The loss of a batch; its tokens are counted and the counter's columns are taken out."""
-        tokens, _, labels = inputs.pop("tokens", None), inputs.pop("rows", None), inputs.get("labels")
-        if model.training and tokens is not None and labels is not None:
-            # Sums stay on the device: reading them here would make every step wait for the GPU.
-            self.tokens_seen = self.tokens_seen + tokens.sum()
-            self.trained_seen = self.trained_seen + (labels >= 0).sum()
-        return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
-
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass; a step that a rollback leaves out passes by without either."""
         if self._window_step != self.state.global_step:
@@ -115,6 +105,9 @@ class TunekitTrainer(Saving):
         self.pulse(f"training, step {self.state.global_step + 1}")
         if self.state.global_step + 1 in self.skipped:
             return torch.zeros((), device=self.args.device)
+        self.tokens_seen += int(inputs["tokens"].sum())
+        self.trained_seen += int((inputs["labels"] >= 0).sum())
+        self.positions_seen += self.positions_of(inputs)  # type: ignore[attr-defined]
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
         self._step_loss = self._step_loss + loss
         return loss
@@ -229,8 +222,7 @@ class TunekitTrainer(Saving):
     ) -> dict[str, float]:
         """The mean loss over all trained tokens of the held-out rows, whatever the batches and the number of ranks.
 
-        Each rank takes every world-size-th row, so none is seen twice; Trainer's own loop averages batch means. All
-        ranks see equally many batches, fillers among them: TRL gathers its metrics in each.
+        Each rank takes every world-size-th row, so none is seen twice; Trainer's own loop averages batch means.
         """
         rows = self.eval_dataset if eval_dataset is None else eval_dataset  # type: ignore[attr-defined]
         accelerator, size = self.accelerator, self.args.per_device_eval_batch_size  # type: ignore[attr-defined]
@@ -252,10 +244,8 @@ class TunekitTrainer(Saving):
                 if self.ranks.sum([self.stop.signum is not None])[0]:
                     model.train()
                     raise _EvaluationCut
-                inputs = self._prepare_inputs(batch)  # type: ignore[attr-defined]
-                count = int((inputs["labels"][:, 1:] >= 0).sum())
-                loss = float(self.compute_loss(model, inputs))
-                total = [total[0] + (loss * count if count else 0.0), total[1] + count]
+                total[0] += float(self.local_loss(model, batch))  # type: ignore[attr-defined]
+                total[1] += int((batch["labels"] >= 0).sum())
         total = self.ranks.sum(total)
         metrics = {f"{metric_key_prefix}_loss": total[0] / total[1]}
         self.log(metrics)  # type: ignore[attr-defined]

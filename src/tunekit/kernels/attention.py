@@ -1,0 +1,180 @@
+"""Attention within the documents of a flat row, registered with transformers' AttentionInterface as ``tunekit``.
+
+On CUDA it is torch's variable-length flash attention; elsewhere one causal call for all documents of a length. There
+is never a mask of (N, N). Without `Segments`, in generation for one, it is transformers' own ``sdpa``.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from tunekit.kernels.segments import Segments
+
+NAME = "tunekit"
+_REFUSED = ("s_aux", "position_bias", "cache")
+"""Arguments that change attention and that are not computed here; a model that passes them runs padded."""
+_VARLEN = tuple(map(int, torch.__version__.split(".")[:2]))
+"""torch's variable-length attention: from 2.11 on with a window and a scale, from 2.12 on with grouped heads."""
+
+
+class CannotAttend(ValueError):
+    """This model's attention has something that is not computed here."""
+
+
+def register() -> None:
+    """Makes ``attn_implementation="tunekit"`` known to transformers; registering twice changes nothing."""
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def mask_of(segments: Segments) -> torch.Tensor:
+    """What to pass as ``attention_mask`` with `Segments`: transformers takes four dimensions for a finished mask."""
+    return torch.empty((1, 1, 1, 0), dtype=torch.bool, device=segments.starts.device)
+
+
+def attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    segments: Segments | None = None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """The attention of one layer.
+
+    Args:
+        module: the layer; ``is_causal`` false is refused.
+        query: (B, H, T, D).
+        key, value: (B, K, T, D); each of the K heads serves H / K heads of the query.
+        attention_mask: of transformers, or `mask_of` with ``segments``.
+        segments: the documents of the row; B is 1 then.
+        dropout: probability.
+        scaling: of the scores; default 1 / sqrt(D).
+        sliding_window: a token sees itself and so many less one before it.
+        softcap: scores become cap x tanh(scores / cap).
+
+    Returns:
+        (B, T, H, D), and None for the weights.
+
+    Raises:
+        CannotAttend: the layer wants something else.
+    """
+    if segments is None:
+        if softcap is None:
+            return sdpa_attention_forward(  # type: ignore[no-any-return]
+                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+            )
+        return _with_softcap(query, key, value, attention_mask, scaling, softcap, dropout), None
+    refused = [name for name in _REFUSED if others.get(name) is not None]
+    if refused or not getattr(module, "is_causal", True) or query.shape[0] != 1 or key.shape[2] != query.shape[2]:
+        raise CannotAttend(", ".join(refused) or f"{type(module).__name__} is not causal self-attention")
+    if _flash(query, key, dropout, softcap):
+        return _varlen(query, key, value, segments, scaling, sliding_window), None
+    return _by_length(query, key, value, segments, dropout, scaling, sliding_window, softcap), None
+
+
+def _flash(query: torch.Tensor, key: torch.Tensor, dropout: float, softcap: float | None) -> bool:
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    sizes = query.shape[-1] == key.shape[-1] <= 256 and query.shape[-1] % 8 == 0
+    return query.is_cuda and half and sizes and dropout == 0.0 and softcap is None and _VARLEN >= (2, 11)
+
+
+def _varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: Segments,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    repeats = query.shape[1] // key.shape[1]
+    options: dict[str, Any] = {"enable_gqa": repeats > 1}
+    if _VARLEN < (2, 12):
+        options = {}
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    left = -1 if window is None or window >= segments.longest else window - 1
+    q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))  # (N, heads, D)
+    starts, longest = segments.starts, segments.longest
+    attend: Any = varlen_attn
+    return attend(q, k, v, starts, starts, longest, longest, scale=scaling, window_size=(left, 0), **options)[None]  # type: ignore[no-any-return]
+
+
+def _by_length(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: Segments,
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """One call for all documents of a length; the parts are views, split and joined once."""
+    dtype, sizes = query.dtype, [count * length for count, length in segments.groups]
+    if query.device.type == "cpu" and dtype != torch.float32:  # half as fast there as in float32 for short documents
+        query, key, value = query.float(), key.float(), value.float()
+    parts = (torch.split(each, sizes, dim=2) for each in (query, key, value))
+    out = []
+    for q, k, v, (count, length) in zip(*parts, segments.groups, strict=True):
+        q, k, v = (_documents(each, count, length) for each in (q, k, v))  # (count, heads, length, D)
+        narrow = window is not None and window < length
+        mask = _causal(length, window if narrow else None, query.device) if narrow or softcap is not None else None
+        if softcap is not None:
+            found = _with_softcap(q, k, v, mask, scaling, softcap, dropout)
+        else:
+            found = scaled_dot_product_attention(
+                q, k, v, mask, dropout, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+            ).transpose(1, 2)
+        out.append(found.reshape(1, count * length, *found.shape[2:]))
+    return torch.cat(out, dim=1).to(dtype)
+
+
+def _documents(part: torch.Tensor, count: int, length: int) -> torch.Tensor:
+    """(1, heads, count x length, D) as (count, heads, length, D)."""
+    _, heads, _, size = part.shape
+    return part[0].reshape(heads, count, length, size).transpose(0, 1)
+
+
+@lru_cache(maxsize=64)
+def _causal(length: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """(length, length): True where a query may look."""
+    allowed = torch.ones((length, length), dtype=torch.bool, device=device).tril()
+    return allowed if window is None else allowed.triu(1 - window)
+
+
+def _with_softcap(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    cap: float,
+    dropout: float,
+) -> torch.Tensor:
+    """Attention as it is defined, for what no fused kernel of torch computes; (B, T, H, D)."""
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = cap * torch.tanh(scores / cap)
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
+        mask = mask.tril(scores.shape[-1] - scores.shape[-2])
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = nn.functional.dropout(scores.softmax(-1, dtype=torch.float32).to(value.dtype), dropout)
+    return (weights @ value).transpose(1, 2)

@@ -1,0 +1,88 @@
+"""A micro-batch as one flat row: its documents lie one after another, and no position is padding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import Any
+
+import torch
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Where the documents lie in a flat row of N tokens, the longest first.
+
+    Args:
+        lengths: tokens of each, on the host: nothing has to wait for the device to know them.
+        starts: (S + 1,) int32 on the device: where each begins, and N.
+    """
+
+    lengths: tuple[int, ...]
+    starts: torch.Tensor
+
+    def to(self, device: torch.device) -> Segments:
+        """The same, on a device."""
+        return Segments(self.lengths, self.starts.to(device, non_blocking=True))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest document."""
+        return self.lengths[0]
+
+    @cached_property
+    def groups(self) -> tuple[tuple[int, int], ...]:
+        """(number of documents, their length), for each length: those of one length lie side by side."""
+        return tuple((len(list(same)), length) for length, same in groupby(self.lengths))
+
+
+def flatten(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The same examples without padding: shapes (1, N) in the place of (B, T).
+
+    Documents are told apart by positions that begin anew at 0. A label is predicted from the token before it in the
+    same document, so the first label of each is left out.
+
+    Args:
+        batch: of the collator: ``input_ids``, ``labels``, ``position_ids`` (B, T); ``tokens`` (B,), the real lengths.
+
+    Returns:
+        ``input_ids``, ``position_ids`` (1, N); ``keep`` (L,), the positions in 0..N-1 whose next token is trained;
+        ``targets`` (L,), those tokens; ``segments``.
+    """
+    ids, positions, labels = batch["input_ids"], batch["position_ids"], batch["labels"]
+    rows, width = ids.shape
+    sizes = batch["tokens"].to(ids.device).clamp(min=1)  # a filler has one token, which counts as none
+    real = torch.arange(width, device=ids.device) < sizes[:, None]
+    begins = (real & (positions == 0)).flatten().nonzero().flatten()  # (S,)
+    row_ends = torch.arange(rows, device=ids.device) * width + sizes
+    following = torch.cat([begins[1:], row_ends[-1:]])
+    lengths = torch.minimum(following, row_ends[begins // width]) - begins
+    order = torch.sort(lengths, descending=True, stable=True).indices
+    begins, lengths = begins[order], lengths[order]
+    starts = torch.zeros(len(lengths) + 1, dtype=torch.long, device=ids.device)
+    torch.cumsum(lengths, 0, out=starts[1:])
+    taken = torch.arange(int(starts[-1]), device=ids.device) + torch.repeat_interleave(begins - starts[:-1], lengths)
+    following_labels = labels.flatten()[taken].roll(-1)
+    following_labels[starts[1:] - 1] = IGNORED
+    return {
+        "input_ids": ids.flatten()[taken][None],
+        "position_ids": positions.flatten()[taken][None],
+        **_kept(following_labels),
+        "segments": Segments(tuple(lengths.tolist()), starts.to(torch.int32)),
+    }
+
+
+def label_positions(labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """``keep`` and ``targets`` of a padded batch, as in `flatten`; positions are those of the flattened (B, T)."""
+    following = labels.roll(-1, dims=1)
+    following[:, -1] = IGNORED
+    return _kept(following.flatten())
+
+
+def _kept(following: torch.Tensor) -> dict[str, torch.Tensor]:
+    keep = (following != IGNORED).nonzero().flatten()
+    return {"keep": keep, "targets": following[keep]}
