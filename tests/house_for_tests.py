@@ -43,6 +43,7 @@ DANGEROUS = {
 }
 ENVIRONMENT = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES"}
 WHOLE_ENVIRONMENT = {
+    "tunekit.core.startup",  # sets how OpenMP's threads wait, before torch is loaded
     "tunekit.train.launch",  # handed on to the ranks
     "tunekit.runs.scrub",  # the values of secrets are looked for, to be taken out of what is shown
 }

@@ -89,17 +89,17 @@ RECIPES = {
         [("2:26", "unknown format 'chta'", "'chat'"), ("2:42", "both 'fraction' and 'count'", ""), ("3:20", "both 'train.epochs'", ""), ("3:34", "cannot be shared", ""), ("5:18", "unknown metric", "'exact_match'")],
     ),
     "five kinds of fault at once": (
-        "method: sft\ndata: {train: [{path: 1}]}\nmodle: {}\ntrain: {seed: -1, extra: {torch_compil: true}}\npretrain: {}\n",
-        [("2:23", "'data.train.0.path' must be text", ""), ("3:1", "unknown key 'modle'", "model"), ("4:15", "'train.seed' must be >= 0", ""), ("4:27", "torch_compil", "torch_compile"), ("5:1", "block 'pretrain'", "")],
+        "method: sft\ndata: {train: [{path: 1}]}\nmodle: {}\ntrain: {seed: -1, extra: {full_determinis: true}}\npretrain: {}\n",
+        [("2:23", "'data.train.0.path' must be text", ""), ("3:1", "unknown key 'modle'", "model"), ("4:15", "'train.seed' must be >= 0", ""), ("4:27", "full_determinis", "full_determinism"), ("5:1", "block 'pretrain'", "")],
     ),
     # train.extra
-    "extra: a typo": (GOOD + "train:\n  extra: {torch_compil: true}\n", [("4:11", "'train.extra.torch_compil' is not a field of TrainingArguments", "did you mean 'torch_compile'?")]),
+    "extra: a typo": (GOOD + "train:\n  extra: {full_determinis: true}\n", [("4:11", "'train.extra.full_determinis' is not a field of TrainingArguments", "did you mean 'full_determinism'?")]),
     "extra: shadowed": (GOOD + "train:\n  extra: {optim: sgd}\n", [("4:11", "'train.extra.optim' would shadow a named key", "use: train.optimizer")]),
     "extra: near a named key": (GOOD + "train:\n  extra: {num_train_epoch: 3}\n", [("4:11", "'train.extra.num_train_epoch' is not a field", "use: train.epochs")]),
-    "extra: wrong type": (GOOD + "train:\n  extra: {torch_compile: 3}\n", [("4:26", "'train.extra.torch_compile' must be true or false; it is 3", "")]),
+    "extra: wrong type": (GOOD + "train:\n  extra: {full_determinism: 3}\n", [("4:29", "'train.extra.full_determinism' must be true or false; it is 3", "")]),
     "extra: one of two types": (GOOD + "train:\n  extra: {lr_scheduler_kwargs: [1]}\n", [("4:32", "must be a block or text; it is [1]", "")]),
     "extra: no word of a choice": (GOOD + "train:\n  extra: {trackio_static_space_id: true}\n", [("4:36", "must be text or false; it is true", "")]),
-    "extra: no block": (GOOD + "train:\n  extra: [torch_compile]\n", [("4:10", "'train.extra' must be a block of keys", "")]),
+    "extra: no block": (GOOD + "train:\n  extra: [full_determinism]\n", [("4:10", "'train.extra' must be a block of keys", "")]),
     "extra: a secret": (GOOD + "train:\n  extra: {hub_token: x}\n", [("4:11", "would shadow", "no secrets in a recipe")]),
     # YAML
     "duplicate key": (GOOD + "train:\n  epochs: 1\n  epochs: 2\n", [("5:3", "key 'epochs' stands twice", ":4:3; keep one")]),

@@ -37,7 +37,7 @@ train:
   warmup: 100
   trackers: [tensorboard]
   early_stopping: {patience: 2}
-  extra: {torch_compile: true, lr_scheduler_kwargs: {num_cycles: 2}}
+  extra: {full_determinism: true, lr_scheduler_kwargs: {num_cycles: 2}}
 eval: {every: 0.1, metrics: [exact_match, contains]}
 launch: {processes: auto}
 output: {dir: runs/x}
@@ -100,7 +100,7 @@ def test_a_good_recipe_is_read_in_full(tmp_path):
     assert (read.data.train[1].limit, read.data.train[1].encoding) == (10, "gbk")
     assert read.data.eval[0].path == "c.jsonl"
     assert (read.train.learning_rate, read.train.warmup, read.train.epochs) == (0.00002, 100.0, 3.0)
-    assert read.train.extra == {"torch_compile": True, "lr_scheduler_kwargs": {"num_cycles": 2}}
+    assert read.train.extra == {"full_determinism": True, "lr_scheduler_kwargs": {"num_cycles": 2}}
     assert read.launch.processes == "auto"
 
 
@@ -138,7 +138,7 @@ def test_overrides_of_every_kind(tmp_path):
         overrides=[
             "train.learning_rate=1e-4", "train.epochs=", "train.max_steps=7", "data.train.1.limit=3",
             "data.train.2={path: d.txt, format: text}", "data.eval={count: 5}", "train.trackers=[]",
-            "train.extra.torch_compile=false", "model.name='5'", "output.dir=it's=here", "train.neftune_alpha=5",
+            "train.extra.full_determinism=false", "model.name='5'", "output.dir=it's=here", "train.neftune_alpha=5",
         ],
     )  # fmt: skip
     assert changed.train.learning_rate == 0.0001
@@ -147,7 +147,7 @@ def test_overrides_of_every_kind(tmp_path):
     assert (changed.data.train[1].limit, changed.data.train[1].encoding) == (3, "gbk")
     assert changed.data.eval == EvalSplit(count=5)
     assert changed.train.trackers == ()
-    assert changed.train.extra == {"torch_compile": False, "lr_scheduler_kwargs": {"num_cycles": 2}}
+    assert changed.train.extra == {"full_determinism": False, "lr_scheduler_kwargs": {"num_cycles": 2}}
     assert (changed.model.name, changed.output.dir) == ("5", "it's=here")
 
 
@@ -220,12 +220,12 @@ def test_batch_geometry(batch, processes, length, micro, expected):
 @pytest.mark.parametrize(
     ("gpus", "text", "precision", "dtype", "processes", "threads"),
     [
-        ((), "", "fp32", "float32", 1, 8),
-        ((), "train: {precision: bf16}\n", "bf16", "float32", 1, 8),
-        ((), "launch: {processes: auto}\n", "fp32", "float32", 1, 8),
-        ((), "launch: {processes: 4}\n", "fp32", "float32", 4, 2),
-        ((), "launch: {processes: 16}\n", "fp32", "float32", 16, 1),
-        ((), "train: {threads: 3}\n", "fp32", "float32", 1, 3),
+        ((), "", "bf16", "float32", 1, 8),  # in hardware
+        ((), "train: {precision: fp32}\n", "fp32", "float32", 1, 8),
+        ((), "launch: {processes: auto}\n", "bf16", "float32", 1, 8),
+        ((), "launch: {processes: 4}\n", "bf16", "float32", 4, 2),
+        ((), "launch: {processes: 16}\n", "bf16", "float32", 16, 1),
+        ((), "train: {threads: 3}\n", "bf16", "float32", 1, 3),
         ((A100,), "", "bf16", "float32", 1, 8),
         ((A100,), "adapter: {kind: lora}\n", "bf16", "bfloat16", 1, 8),
         ((A100,), "adapter: {kind: lora}\ntrain: {precision: fp32}\n", "fp32", "float32", 1, 8),
@@ -255,6 +255,26 @@ def test_what_the_machine_does_not_have_is_refused(gpus, text, kind, message):
         plan_of(GOOD + text, Hardware(**CPU.model_dump(exclude={"gpus"}), gpus=gpus))
     assert message in str(caught.value)
     assert all(problem.fix for problem in caught.value.problems)
+
+
+def test_a_cpu_without_bfloat16_in_hardware_trains_in_float32():
+    assert plan_of(GOOD, CPU.model_copy(update={"cpu_bf16": False})).precision == "fp32"
+
+
+def test_liger_kernels_need_a_gpu_and_their_package(monkeypatch):
+    from tunekit.plan import resolve
+
+    gpu = CPU.model_copy(update={"gpus": (A100,)})
+    assert [plan_of(GOOD, machine).kernels for machine in (CPU, gpu)] == ["none", "none"]  # not installed here
+    wanted = GOOD + "train: {kernels: liger}\n"
+    for machine, fix in ((CPU, "kernels: auto"), (gpu, "pip install liger-kernel")):
+        with pytest.raises(MachineError, match="Liger kernels need a GPU") as caught:
+            plan_of(wanted, machine)
+        assert fix in caught.value.fix
+    monkeypatch.setattr(resolve, "_installed", lambda module: module == "liger_kernel")
+    assert [plan_of(GOOD, machine).kernels for machine in (CPU, gpu)] == ["none", "liger"]
+    assert plan_of(wanted, gpu).kernels == "liger"
+    assert plan_of(GOOD + "train: {kernels: none}\n", gpu).kernels == "none"
 
 
 def test_a_tracker_without_a_package_is_not_asked_for_one():

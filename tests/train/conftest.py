@@ -89,6 +89,7 @@ def plan_of(talks, tmp_path_factory):
         "train.warmup": 0,
         "train.log_every": 1,
         "train.threads": 1,
+        "train.precision": "fp32",  # the same on every machine
         "eval.baseline": False,
     }
 

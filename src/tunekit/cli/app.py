@@ -8,6 +8,7 @@ import typer
 
 import tunekit
 from tunekit.cli import cache, data, doctor, recipe, resume, runs, train
+from tunekit.core import startup
 
 app = typer.Typer(
     name="tunekit",
@@ -50,4 +51,5 @@ doctor.register(app)
 
 def main() -> None:
     """The console entry point."""
+    startup.begin()
     app()

@@ -13,6 +13,7 @@ from typing import Literal
 import typer
 
 from tunekit.cli.shared import Debug, guard
+from tunekit.core.startup import how_threads_wait
 
 State = Literal["ok", "note", "missing"]
 Line = tuple[State, str, str]
@@ -71,16 +72,27 @@ def _extras() -> Iterator[Line]:
         yield ("ok", name, purpose) if found else ("note", name, f"not installed; for {purpose}: {install}")
 
 
+def _threads(cores: int) -> Iterator[Line]:
+    yield (
+        "ok",
+        "threads",
+        f"{cores}, one a core, shared by the processes of a run; `train.threads` sets another number",
+    )
+    asleep, setting = how_threads_wait()
+    if asleep:
+        yield "ok", "idle threads", f"sleep ({setting}): spinning, they can slow training tenfold when a core is busy"
+    else:
+        why = f"spin ({setting}, set in the environment)" if setting else "spin, as OpenMP has it by default"
+        yield "note", "idle threads", f"{why}: when a core is busy, training can be ten times slower"
+
+
 def _machine() -> Iterator[Line]:
     from tunekit.data import cache
     from tunekit.plan.hardware import probe
 
     hardware = probe()
-    yield (
-        "ok",
-        "processor",
-        f"{hardware.cpu}; this process may use {hardware.cores} cores, so that is the number of threads",
-    )
+    yield "ok", "processor", f"{hardware.cpu}; this process may use {hardware.cores} cores"
+    yield from _threads(hardware.cores)
     yield "ok", "memory", f"{hardware.memory / 1e9:.1f} GB"
     yield (
         ("ok" if hardware.cpu_bf16 else "note"),

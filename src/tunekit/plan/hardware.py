@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Collection, Iterator
+from pathlib import Path, PurePosixPath
 
 from tunekit.recipe.schema import Block
 
@@ -17,7 +18,7 @@ class Gpu(Block):
 
 
 class Hardware(Block):
-    """The machine as the plan sees it. ``memory`` in bytes; ``cores`` are those this process may use."""
+    """The machine as the plan sees it. ``memory`` in bytes; ``cores`` are those this process may use, whole ones."""
 
     cpu: str
     cores: int
@@ -31,14 +32,59 @@ class Hardware(Block):
         return "cuda" if self.gpus else "cpu"
 
 
-def usable_cores() -> int:
-    """Cores this process may use: the affinity mask, cut by a cgroup quota."""
-    cores = len(os.sched_getaffinity(0))
+def usable_cores(system: Path = Path("/"), processors: Collection[int] | None = None) -> int:
+    """Cores this process may use: those of the affinity mask, cut by the quotas of its control groups.
+
+    Hyperthreads of one core count once: they share the units that multiply matrices.
+
+    Args:
+        system: the folder that holds ``proc`` and ``sys``.
+        processors: numbers of the processors of the affinity mask; this process's own when None.
+    """
+    mine = os.sched_getaffinity(0) if processors is None else processors
+    cores = {_core(system, number) for number in mine}
+    return max(1, min([len(cores), *_quotas(system)]))
+
+
+def _core(system: Path, processor: int) -> str:
+    """The processors of its core, as the kernel lists them; its own number where that is not told."""
+    listed = system / f"sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list"
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+        return listed.read_text(encoding="ascii").strip()
+    except OSError:
+        return str(processor)
+
+
+def _quotas(system: Path) -> Iterator[int]:
+    """Whole cores that each control group above this process grants, in versions 1 and 2 of control groups."""
+    mount = system / "sys/fs/cgroup"
+    try:
+        lines = (system / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = ["0::/"]
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # inside a container the path may be the host's, and the mount the group itself: what is not there grants all
+        top = mount / controllers if controllers else mount
+        group = PurePosixPath(path.lstrip("/"))
+        for folder in (top / group, *(top / parent for parent in group.parents)):
+            yield from _quota(folder)
+
+
+def _quota(group: Path) -> Iterator[int]:
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
+        else:
+            quota = (group / "cpu.cfs_quota_us").read_text(encoding="ascii")
+            period = (group / "cpu.cfs_period_us").read_text(encoding="ascii")
+        granted = int(quota) // int(period)
+    except (OSError, ValueError):  # no quota here, or the word "max"
+        return
+    if int(quota) > 0:
+        yield granted
 
 
 def _cpu() -> tuple[str, bool]:

@@ -33,6 +33,7 @@ class Plan(Block):
     micro_batch_size: int
     accumulation: int
     threads: int
+    kernels: Literal["none", "liger"] = "none"
 
     @field_validator("recipe", mode="before")
     @classmethod

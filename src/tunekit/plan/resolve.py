@@ -48,7 +48,14 @@ def resolve(recipe: Recipe, recipe_path: Path, hardware: Hardware, folder: str |
         micro_batch_size=micro,
         accumulation=accumulation,
         threads=recipe.train.threads or max(1, hardware.cores // processes),
+        kernels=_kernels(recipe, hardware),
     )
+
+
+def _kernels(recipe: Recipe, hardware: Hardware) -> Literal["none", "liger"]:
+    if recipe.train.kernels != "auto":
+        return recipe.train.kernels
+    return "liger" if hardware.gpus and _installed("liger_kernel") else "none"
 
 
 def _processes(recipe: Recipe, hardware: Hardware) -> int:
@@ -106,6 +113,9 @@ def _missing(recipe: Recipe, hardware: Hardware) -> list[Problem]:
                 "use `precision: bf16` or fp32, or `on_divergence: stop`",
             )
         )
+    if recipe.train.kernels == "liger" and not (hardware.gpus and _installed("liger_kernel")):
+        fix = "pip install liger-kernel, or use `kernels: auto`" if hardware.gpus else "use `kernels: auto`"
+        problems.append(Problem("Liger kernels need a GPU and the package liger-kernel", "train.kernels", fix))
     if recipe.train.precision == "fp16" and not hardware.gpus:
         problems.append(Problem("fp16 training needs a GPU", "train.precision", "use `precision: auto`"))
     if recipe.train.precision == "bf16" and hardware.gpus and not all(gpu.bf16 for gpu in hardware.gpus):
@@ -127,8 +137,9 @@ def _precision(recipe: Recipe, hardware: Hardware) -> Literal["fp32", "bf16", "f
         return recipe.train.precision
     if hardware.gpus:
         return "bf16" if all(gpu.bf16 for gpu in hardware.gpus) else "fp16"
-    # On a CPU bf16 pays only for large matrices; small models, which is what CPUs train, are faster and exact in fp32.
-    return "fp32"
+    return (
+        "bf16" if hardware.cpu_bf16 else "fp32"
+    )  # measured: 1.0x (hidden size 64) to 2x (512) where it is in hardware
 
 
 def _weights_dtype(recipe: Recipe, hardware: Hardware, precision: str) -> Literal["float32", "bfloat16", "float16"]:

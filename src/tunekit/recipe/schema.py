@@ -41,7 +41,7 @@ class ModelBlock(Block):
         None, description="a Jinja file, or a built-in name such as chatml; default: the tokenizer's"
     )
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
-        "auto", description="attention implementation of transformers"
+        "auto", description="auto: tunekit's own, without padding; or one of transformers, with padded batches"
     )
 
 
@@ -146,9 +146,18 @@ class TrainBlock(Block):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="arithmetic of the forward and backward pass"
     )
+    kernels: Literal["auto", "none", "liger"] = Field(
+        "auto", description="fused norms, rotary embeddings and MLPs; auto: Liger's, on a GPU where they are installed"
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="torch.compile; auto: for batches of one shape, in runs long enough to earn it back"
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, about 30 % slower")
     neftune_alpha: float | None = Field(None, gt=0, description="noise on embeddings (NEFTune, arXiv 2310.05914)")
-    group_by_length: bool = Field(True, description="batches of similar length: less padding")
+    group_by_length: bool = Field(
+        False,
+        description="batches of similar length: less padding for a model that cannot do without (see docs/speed.md)",
+    )
     seed: int = Field(42, ge=0, le=2**32 - 1, description="of everything random in the run")
     log_every: int = Field(10, ge=1, description="steps")
     save_every: Every | Literal["never"] | None = Field(

@@ -14,6 +14,15 @@ _OPEN = {"ddp_find_unused_parameters"}  # a default that `train.extra` may chang
 _MIN_RATIO = 0.1  # of cosine_with_min_lr: the field's usual tenth of the peak
 
 
+_LIGER = {"cross_entropy": False, "fused_linear_cross_entropy": False, "rope": True, "rms_norm": True, "swiglu": True}
+"""The loss is tunekit's own (`kernels.label_loss`)."""
+
+
+def compiles(plan: Plan) -> bool:
+    """Whether the model is compiled by torch."""
+    return plan.recipe.train.compile == "on"
+
+
 def training_arguments(plan: Plan, staging: Path, *, evaluates: bool) -> dict[str, Any]:
     """Keyword arguments for transformers.TrainingArguments (and its subclasses).
 
@@ -30,6 +39,9 @@ def training_arguments(plan: Plan, staging: Path, *, evaluates: bool) -> dict[st
         "fp16": plan.precision == "fp16",
         "use_cpu": plan.hardware.device == "cpu",
         "gradient_checkpointing": train.gradient_checkpointing,
+        "torch_compile": compiles(plan),
+        "use_liger_kernel": plan.kernels == "liger",
+        "liger_kernel_config": _LIGER if plan.kernels == "liger" else None,
         "train_sampling_strategy": _sampling(plan),
         "length_column_name": "length",
         "seed": train.seed,

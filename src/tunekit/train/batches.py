@@ -58,9 +58,15 @@ class EpochBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.global_batches():
+            if self.order != "sequential":  # dealt out by length: no rank and no micro-batch gets all the long ones
+                batch = sorted(batch, key=lambda i: -self.lengths[i])
             filled = batch + [self.EMPTY] * (-len(batch) % self.world)
             mine = filled[self.rank :: self.world]
-            yield from (mine[start : start + self.micro_batch] for start in range(0, len(mine), self.micro_batch))
+            parts = -(-len(mine) // self.micro_batch)
+            if self.order == "sequential":
+                yield from (mine[start : start + self.micro_batch] for start in range(0, len(mine), self.micro_batch))
+            else:
+                yield from (mine[part::parts] for part in range(parts))
 
     def global_batches(self) -> list[list[int]]:
         """The epoch's batches in order; the partial one, if any, comes last."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tunekit.core.errors import Problem
 from tunekit.evaluate.mode import evaluating, plain_model
+from tunekit.train.trace import Trace, is_finite, shown_name
 
 if TYPE_CHECKING:
     import torch
@@ -112,7 +112,7 @@ class _Search:
     def run(self) -> Cause:
         import torch
 
-        trace = _Trace(self.model)
+        trace = Trace(self.model)
         try:
             self._look_for_rows()
             for part in sorted((part for part, fault in self.known.items() if fault), key=lambda p: p[2] - p[1])[:1]:
@@ -123,7 +123,7 @@ class _Search:
         whole = torch.stack(table.aminmax(dim=1)).isfinite().all(dim=0)  # (V,)
         tokens = (~whole).nonzero().flatten().tolist() if whole.any() else []
         return Cause(
-            parameter=next((_shown(n) for n, value in self.model.named_parameters() if not _is_finite(value)), None),
+            parameter=next((shown_name(n) for n, value in self.model.named_parameters() if not is_finite(value)), None),
             tokens=tuple(tokens),
             texts=tuple(map(str, self.trainer.processing_class.convert_ids_to_tokens(tokens))),
             module=trace.module() or (trace.head if self.lossy and not trace.spoilt else None),
@@ -175,7 +175,7 @@ class _Search:
             self.known[part] = self._run(*part)
         return bool(self.known[part])
 
-    def _run(self, index: int, start: int, end: int, *, trace: _Trace | None = None) -> str:
+    def _run(self, index: int, start: int, end: int, *, trace: Trace | None = None) -> str:
         """A forward and backward pass of some examples; says what is not finite, or nothing."""
         import torch
 
@@ -194,94 +194,9 @@ class _Search:
             return "" if math.isfinite(norm) else f"the gradient norm {norm}"
 
 
-class _Trace:
-    """Watches a pass for the first module that spoils what it was given whole: values ahead, or gradients back."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model, self.runs = model, 0
-        plain = plain_model(model)
-        self.output = plain.get_output_embeddings()  # the loss is computed where it stands
-        self.head = f"the head or the loss of {type(plain).__name__}"
-        self.running: dict[nn.Module, tuple[int, bool]] = {}  # the number of the run; whether its inputs are whole
-        self.spoilt: list[tuple[str, int, str]] = []  # what was not finite, in which run, and its name; as it came
-
-    def watch(self, stack: ExitStack) -> None:
-        """Puts hooks on all modules and weights; ``stack`` takes them off."""
-        for name, module in self.model.named_modules():
-            inner = name not in ("", "base_model", "base_model.model") and module is not self.output
-            shown = f"{_shown(name)} ({type(module).__name__})" if inner else self.head
-            enter, leave = partial(self._enter, shown), partial(self._leave, shown)
-            stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(leave).remove)
-        for name, weight in self.model.named_parameters():
-            if weight.requires_grad:
-                see = partial(self._see, "gradient", 0, _shown(name))
-                stack.callback(weight.register_hook(see).remove)  # type: ignore[no-untyped-call]
-
-    def first(self, what: str) -> str | None:
-        """The first that spoilt it: ``made`` ahead, ``passed back``, or the ``gradient`` of a weight."""
-        seen = enumerate(self.spoilt)
-        found = (name for at, (w, run, name) in seen if w == what and ("given", run, name) not in self.spoilt[:at])
-        return next(found, None)
-
-    def module(self) -> str | None:
-        """The first module; what no module did, the head and the loss did."""
-        return self.first("made") or self.first("passed back") or (self.head if self.first("given") else None)
-
-    def _enter(self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        import torch
-
-        self.runs += 1
-        see = partial(self._see, "passed back", self.runs, name)
-        self.running[module] = self.runs, all(_is_finite(value, mask=True) for value in _tensors((args, kwargs)))
-
-        def view(value: Any) -> Any:  # what it passes back is then seen by itself, where others read this tensor too
-            if isinstance(value, torch.Tensor) and value.requires_grad and torch.is_grad_enabled():
-                value = value.view_as(value)
-                value.register_hook(see)  # type: ignore[no-untyped-call]
-            return value
-
-        return tuple(map(view, args)), {key: view(value) for key, value in kwargs.items()}
-
-    def _leave(self, name: str, module: nn.Module, _: Any, output: Any) -> None:
-        run, whole = self.running.pop(module)
-        for value in _tensors(output):
-            if whole:
-                self._see("made", run, name, value)
-            if value.requires_grad:
-                value.register_hook(partial(self._see, "given", run, name))  # type: ignore[no-untyped-call]
-
-    def _see(self, what: str, run: int, name: str, value: torch.Tensor) -> None:
-        if not _is_finite(value):
-            self.spoilt.append((what, run, name))
-
-
-def _shown(name: str) -> str:
-    """A name within the model as it is without an adapter."""
-    return name.removeprefix("base_model.model.").replace(".base_layer", "")
-
-
 def _listed(names: Sequence[str]) -> str:
     listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED:,} more" if len(names) > NAMED else "")
     return listed or "without a number"
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(part)
-
-
-def _is_finite(tensor: torch.Tensor, mask: bool = False) -> bool:
-    """Whether all values are; minus infinity may stand in what may be a ``mask``. Quantized values say nothing."""
-    if not tensor.is_floating_point() or tensor.itemsize < 2 or not tensor.numel():
-        return True
-    low, high = tensor.detach().aminmax()  # nan where one is; takes no memory of the tensor's size
-    return math.isfinite(high) and (mask or math.isfinite(low))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from tunekit.data.collate import Collator
 from tunekit.evaluate.mode import evaluating, has_virtual_tokens, plain_model
 from tunekit.kernels.segments import flatten
 from tunekit.plan.plan import Plan
+from tunekit.train.arguments import compiles
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +39,7 @@ def run_flat(model: PreTrainedModel, plan: Plan, arithmetic: AbstractContextMana
     wanted = plan.recipe.model.attention
     if wanted in ("sdpa", "eager"):
         return f"model.attention: {wanted}"
-    if plan.recipe.train.extra.get("torch_compile"):
+    if compiles(plan):
         return "torch.compile wants batches of one shape"
     if has_virtual_tokens(model):
         return "the adapter puts virtual tokens before the text"

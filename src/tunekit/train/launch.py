@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 from tunekit.core import errors
 from tunekit.core.errors import MachineError, Problem, Stopped, TunekitError
 from tunekit.core.files import write_json
+from tunekit.core.startup import waiting
 from tunekit.plan.plan import Plan
 from tunekit.train.heartbeat import Watch, Watchdog
 from tunekit.train.session import Outcome
@@ -111,7 +112,7 @@ def _environment(plan: Plan, rank: int, port: int) -> dict[str, str]:
         "MASTER_PORT": port,
         "OMP_NUM_THREADS": plan.threads,
     }
-    return {"GLOO_SOCKET_IFNAME": "lo"} | mine | {name: str(value) for name, value in ours.items()}
+    return {"GLOO_SOCKET_IFNAME": "lo"} | waiting(mine) | mine | {name: str(value) for name, value in ours.items()}
 
 
 @dataclass(eq=False)

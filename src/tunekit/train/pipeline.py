@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunekit.core import startup
 from tunekit.core.errors import MachineError, Stopped, TunekitError, UserError
 from tunekit.core.files import write_atomic
 from tunekit.core.progress import Screen
@@ -211,6 +212,8 @@ def _trained(
 
         return launch(job.plan, folder.plan, prepared.folder, list(job.screen_options), stop, checkpoint)
     from tunekit.train.session import Session
+
+    startup.load_to_stay("transformers.trainer")
 
     return Session(job.plan, prepared, screen, stop=stop, checkpoint=checkpoint).run()
 

@@ -13,6 +13,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+from tunekit.core import startup
 from tunekit.core.errors import Stopped, TunekitError
 from tunekit.core.files import write_json
 from tunekit.core.progress import Silent
@@ -32,6 +33,7 @@ _LEAVING = 5.0  # seconds for the interpreter's end after a failure
 
 def main(arguments: list[str]) -> int:
     """Runs this rank's session. Rank 0 leaves the outcome, or what it tells when stopped; a failing rank its error."""
+    startup.begin()
     asked = _parser().parse_args(arguments)
     _die_with(asked.launcher)
     rank = int(os.environ.get("RANK", "0"))
@@ -92,6 +94,7 @@ def _run(asked: argparse.Namespace, rank: int, plan: Plan, heartbeat: Heartbeat)
     folder = RunFolder(Path(plan.run_dir))
     shown = make_screen(quiet=asked.quiet, json=asked.json) if rank == 0 else Silent()
     with stop_signals() as request, library_logs_to(folder.log):
+        startup.load_to_stay("transformers.trainer")
         session = Session(
             plan,
             Prepared(asked.data),
