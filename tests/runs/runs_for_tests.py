@@ -134,6 +134,12 @@ RECORD = {
         "tokens": 3_640_662,
         "trained_tokens": 1_404_228,
         "tokens_per_second": 3059.4,
+        "trained_tokens_per_second": 1180.0,
+        "padding_share": 0.0125,
+        "trained_share": 0.3857,
+        "model_flops": 8.8e15,
+        "matmul_tflops": 18.2,
+        "mfu": 0.4063,
         "final_loss": 0.913,
         "final_eval_loss": 1.041,
         "best": {"step": 183, "metric": "eval_loss", "value": 1.032},
@@ -157,6 +163,7 @@ def metric_lines(steps: int = 244) -> list[dict]:
             "learning_rate": 2e-4 * min(step / 12, 0.5 * (1 + math.cos(math.pi * step / steps))),
             "grad_norm": 0.6 + abs(chance.gauss(0, 0.2)) + 2.2 * (step == 90),
             "tokens_per_second": 3050 + chance.gauss(0, 60),
+            "mfu": 0.405 + chance.gauss(0, 0.008),
             "seconds": step * 4.9,
         }
         lines.append(line)

@@ -64,7 +64,7 @@ def test_every_metric_is_drawn(run):
     trained = [line for line in metric_lines() if "loss" in line]
     assert page.points("faint") == page.points("train") == len(trained) == 244
     assert page.points("eval") == 4
-    assert page.points("plain") == 3 * len(trained)  # learning rate, gradient norm, tokens per second
+    assert page.points("plain") == 4 * len(trained)  # learning rate, gradient norm, tokens per second, MFU
 
 
 def test_texts_are_escaped(tmp_path):
@@ -86,7 +86,7 @@ def test_texts_are_escaped(tmp_path):
     assert "alert(1)</script>" not in source and "<img" not in source
     assert html.escape(evil) in source
     islands = re.findall(r'<script type="application/json">(.*?)</script>', source)
-    assert len(islands) == 5 and all(json.loads(island)["series"] for island in islands)
+    assert len(islands) == 6 and all(json.loads(island)["series"] for island in islands)
     assert page.tags.count("script") == len(islands) + 1
 
 
@@ -98,6 +98,8 @@ def test_the_page_says_what_the_record_says(run):
         "longer than 2,048 tokens",
         "AMD EPYC 7763",
         "NVIDIA H200, 139 GB",
+        "38.6 % bore loss, 1.2 % padding",
+        "MFU 40.6 % of 18.20 TFLOP/s",
         "micro_batch_size",
         "base right, tuned wrong (1)",
         "3,897",

@@ -64,6 +64,13 @@ def test_plain_is_one_line_an_event():
     assert lines[6] == "step 11  loss nan  grad inf"  # a broken value shows at once
 
 
+def test_shares_are_shown_in_per_cent():
+    out = io.StringIO()
+    values = {"padding_share": 0.0, "trained_share": 0.2512, "mfu": 0.4063, "trained_tokens_per_second": 5.0}
+    PlainScreen(out).metrics({"step": 4, "loss": 1.0, "memory_gb": 2.04} | values)
+    assert out.getvalue() == "step 4  loss 1.000  MFU 40.6 %  trained 25.1 %  padding 0.0 %  2.0 GB\n"
+
+
 def test_plain_holds_back_lines_that_come_too_fast_but_never_the_last():
     out = io.StringIO()
     screen = PlainScreen(out)

@@ -2,7 +2,7 @@ import io
 
 import pytest
 from rich.console import Console
-from runs_for_tests import EVALUATION, make_run
+from runs_for_tests import EVALUATION, RECORD, make_run
 
 from tunekit.core.errors import UserError
 from tunekit.runs.record import Record, read_record
@@ -64,6 +64,7 @@ data?                Settings / Export.                      under Settings /
                                                              Export.
 
 trained  244 steps, 3.64M tokens at 3.06k a second
+         38.6 % bore loss, 1.2 % padding, MFU 40.6 % of 18.20 TFLOP/s
 time     21 min 29 s
 model    runs/support-bot/model
 report   runs/support-bot/report.html
@@ -131,6 +132,18 @@ def test_the_summary_renders_in_colour_too(run):
     console = Console(width=100, force_terminal=True, record=True, file=io.StringIO())
     console.print(console_summary(read_record(run), run))
     assert "It helped" in console.export_text()
+
+
+def test_a_run_that_did_not_measure_its_device_names_no_mfu(tmp_path):
+    training = {name: value for name, value in RECORD["training"].items() if name not in ("mfu", "matmul_tflops")}
+    folder = make_run(tmp_path / "x", training=training)
+    text = plain_summary(read_record(folder), folder)
+    assert "         38.6 % bore loss, 1.2 % padding\n" in text
+    older = {name: training[name] for name in ("steps", "epochs", "tokens", "trained_tokens", "tokens_per_second")}
+    folder = make_run(tmp_path / "older", training=older)
+    text = plain_summary(read_record(folder), folder)
+    assert "3.06k a second\ntime" in text
+    assert "MFU" not in write_report(folder).read_text().partition("<main>")[2].partition("small-charts")[0]
 
 
 def test_bounds_that_are_not_known_do_not_change_the_unit(tmp_path):

@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 PATIENCE = 120  # seconds after which a run counts as hanging
 MODES = ("before", "torn", "after")
 LINGER = 15  # seconds that ranks and loaders may outlive a killed parent
-TIMES = ("seconds", "tokens_per_second", "trained_tokens_per_second", "memory_gb")
+TIMES = ("seconds", "tokens_per_second", "trained_tokens_per_second", "memory_gb", "mfu", "matmul_tflops")
 WORDS = ["red", "blue", "seven", "cat", "river", "stone", "apple", "quickly", "under", "the", "moon", "walks", "sings"]
 
 

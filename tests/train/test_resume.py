@@ -73,7 +73,7 @@ def text_of():
         folder = Path(plan.run_dir)
         metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for line in metrics:
-            for name in ("seconds", "tokens_per_second", "trained_tokens_per_second", "memory_gb"):
+            for name in ("seconds", "tokens_per_second", "trained_tokens_per_second", "memory_gb", "mfu"):
                 line.pop(name, None)
         return metrics, (folder / "samples.jsonl").read_text()
 

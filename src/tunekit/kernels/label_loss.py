@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tunekit.kernels.segments import rounded
+
 PIECE_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 """Bytes of the float32 logits of one piece."""
 _TRIED = 7
@@ -191,10 +193,14 @@ class _Pieces(torch.autograd.Function):
         ]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         correct = torch.zeros((), dtype=torch.long, device=hidden.device)
+        labelled = len(targets)
+        if hidden.device.type == "cpu" and dtype == torch.bfloat16:  # few shapes: see `segments.rounded`
+            states = nn.functional.pad(states, (0, 0, 0, rounded(labelled) - labelled))
         size = max(1, PIECE_BYTES.get(hidden.device.type, PIECE_BYTES["cuda"]) // (4 * table.shape[0]))
-        for start in range(0, len(targets), size):
+        for start in range(0, labelled, size):
             piece, labels = states[start : start + size], targets[start : start + size, None]
-            logits = (piece @ table.T if bias is None else torch.addmm(bias.to(dtype), piece, table.T)).float()
+            real = len(labels)
+            logits = (piece @ table.T if bias is None else torch.addmm(bias.to(dtype), piece, table.T))[:real].float()
             slope = _bend(logits, tail)
             top = logits.amax(-1, keepdim=True)
             right = logits.gather(-1, labels)
@@ -211,7 +217,10 @@ class _Pieces(torch.autograd.Function):
                 grad.sub_(smoothing / grad.shape[-1])
             if slope is not None:
                 grad.mul_(slope)
-            _add_grads(grads, grad.to(dtype), piece, table, start)
+            grad = grad.to(dtype)
+            if len(piece) > real:
+                grad = nn.functional.pad(grad, (0, 0, 0, len(piece) - real))
+            _add_grads(grads, grad, piece, table, slice(start, start + real))
         ctx.grads, ctx.dtypes = grads, [None if each is None else each.dtype for each in (hidden, weight, bias)]
         ctx.mark_non_differentiable(correct)
         return total, correct
@@ -240,12 +249,12 @@ def _bend(output: torch.Tensor, tail: Tail) -> torch.Tensor | None:
 
 
 def _add_grads(
-    grads: list[torch.Tensor | None], grad: torch.Tensor, piece: torch.Tensor, table: torch.Tensor, start: int
+    grads: list[torch.Tensor | None], grad: torch.Tensor, piece: torch.Tensor, table: torch.Tensor, rows: slice
 ) -> None:
     """Adds a piece's share to the gradients of (hidden, weight, bias)."""
     hidden, weight, bias = grads
     if hidden is not None:
-        torch.mm(grad, table, out=hidden[start : start + len(piece)])
+        hidden[rows] = (grad @ table)[: rows.stop - rows.start]
     if weight is not None:
         if grad.dtype == torch.float32:
             weight.addmm_(grad.T, piece)

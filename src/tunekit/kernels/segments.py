@@ -32,7 +32,7 @@ class Segments:
     @property
     def longest(self) -> int:
         """Tokens of the longest document."""
-        return self.lengths[0]
+        return max(self.lengths)
 
     @cached_property
     def groups(self) -> tuple[tuple[int, int], ...]:
@@ -40,7 +40,16 @@ class Segments:
         return tuple((len(list(same)), length) for length, same in groupby(self.lengths))
 
 
-def flatten(batch: Mapping[str, Any]) -> dict[str, Any]:
+def rounded(tokens: int) -> int:
+    """The next length of a small set: 16 between a power of two and the next, so at most a sixteenth more.
+
+    bfloat16 on a CPU has its matrix code made anew for each shape, which takes longer than running it once.
+    """
+    step = max(8, 1 << max(0, tokens.bit_length() - 5))
+    return -(-tokens // step) * step
+
+
+def flatten(batch: Mapping[str, Any], *, few_shapes: bool = False) -> dict[str, Any]:
     """The same examples without padding: shapes (1, N) in the place of (B, T).
 
     Documents are told apart by positions that begin anew at 0. A label is predicted from the token before it in the
@@ -48,6 +57,7 @@ def flatten(batch: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         batch: of the collator: ``input_ids``, ``labels``, ``position_ids`` (B, T); ``tokens`` (B,), the real lengths.
+        few_shapes: one more document, without a label, makes N `rounded`.
 
     Returns:
         ``input_ids``, ``position_ids`` (1, N); ``keep`` (L,), the positions in 0..N-1 whose next token is trained;
@@ -55,10 +65,10 @@ def flatten(batch: Mapping[str, Any]) -> dict[str, Any]:
     """
     ids, positions, labels = batch["input_ids"], batch["position_ids"], batch["labels"]
     rows, width = ids.shape
-    sizes = batch["tokens"].to(ids.device).clamp(min=1)  # a filler has one token, which counts as none
-    real = torch.arange(width, device=ids.device) < sizes[:, None]
+    tokens = batch["tokens"].to(ids.device).clamp(min=1)  # a filler has one token, which counts as none
+    real = torch.arange(width, device=ids.device) < tokens[:, None]
     begins = (real & (positions == 0)).flatten().nonzero().flatten()  # (S,)
-    row_ends = torch.arange(rows, device=ids.device) * width + sizes
+    row_ends = torch.arange(rows, device=ids.device) * width + tokens
     following = torch.cat([begins[1:], row_ends[-1:]])
     lengths = torch.minimum(following, row_ends[begins // width]) - begins
     order = torch.sort(lengths, descending=True, stable=True).indices
@@ -68,11 +78,15 @@ def flatten(batch: Mapping[str, Any]) -> dict[str, Any]:
     taken = torch.arange(int(starts[-1]), device=ids.device) + torch.repeat_interleave(begins - starts[:-1], lengths)
     following_labels = labels.flatten()[taken].roll(-1)
     following_labels[starts[1:] - 1] = IGNORED
+    flat, places, sizes = ids.flatten()[taken], positions.flatten()[taken], lengths.tolist()
+    if few_shapes and (more := rounded(len(taken)) - len(taken)):
+        flat, places = torch.cat([flat, flat.new_zeros(more)]), torch.cat([places, torch.arange(more).to(places)])
+        starts, sizes = torch.cat([starts, starts[-1:] + more]), [*sizes, more]
     return {
-        "input_ids": ids.flatten()[taken][None],
-        "position_ids": positions.flatten()[taken][None],
+        "input_ids": flat[None],
+        "position_ids": places[None],
         **_kept(following_labels),
-        "segments": Segments(tuple(lengths.tolist()), starts.to(torch.int32)),
+        "segments": Segments(tuple(sizes), starts.to(torch.int32)),
     }
 
 

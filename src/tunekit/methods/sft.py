@@ -63,7 +63,7 @@ class Config(Block):
 def build(
     plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Any, evaluation: Any, staging: Path
 ) -> CausalTrainer:
-    """The trainer: cross-entropy on the trained tokens, a mean over those of the global batch. It is that of TRL's SFTTrainer."""
+    """The trainer: cross-entropy on the trained tokens, a mean over those of the global batch, as TRL's SFTTrainer."""
     from tunekit.train.causal import causal_trainer
 
     return causal_trainer(plan, model, tokenizer, train, evaluation, staging)

@@ -117,13 +117,23 @@ class ResumePart(_Part):
 
 
 class TrainingPart(_Part):
-    """What training did. ``tokens`` went through the model, ``trained_tokens`` of them bore loss."""
+    """What training did, counted over all processes. ``tokens`` went through the model, ``trained_tokens`` bore loss.
+
+    ``padding_share`` of the positions that were computed held no token. ``model_flops`` is what the tokens ask for;
+    ``mfu`` is that per second as a share of ``matmul_tflops``, the measured TFLOP/s of each process.
+    """
 
     steps: int
     epochs: float
     tokens: int
     trained_tokens: int
     tokens_per_second: float
+    trained_tokens_per_second: float | None = None
+    padding_share: float | None = None
+    trained_share: float | None = None
+    model_flops: float | None = None
+    matmul_tflops: float | None = None
+    mfu: float | None = None
     final_loss: float | None = None
     final_eval_loss: float | None = None
     best: Best | None = None

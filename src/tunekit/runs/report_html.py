@@ -12,13 +12,13 @@ from tunekit.runs.report_script import SCRIPT
 from tunekit.runs.report_sections import data_section, environment_section, recipe_section, samples_section
 from tunekit.runs.report_style import STYLE
 from tunekit.runs.verdict import headline, metric_name, show_difference, show_estimate, show_p, show_value
-from tunekit.runs.wording import as_float, compact, count, duration, number, when
+from tunekit.runs.wording import as_float, compact, count, duration, number, percent, when
 
 _STATUS_TONE = {"done": "good", "failed": "bad"}
 _VERDICT_TONE = {"better": "good", "worse": "bad"}
 _SMOOTH_FROM = 40  # points from which a smoothed line is drawn over the losses
 _MOST_EXTRA = 12  # charts of values that belong to one method only
-_OWN_CHART = ("learning_rate", "grad_norm", "tokens_per_second")
+_OWN_CHART = ("learning_rate", "grad_norm", "tokens_per_second", "mfu")
 _NO_CHART = frozenset({"step", "total_steps", "epoch", "seconds", "seconds_left", "loss", "eval_loss", *_OWN_CHART})
 
 
@@ -114,10 +114,13 @@ def _training_tiles(training: TrainingPart) -> list[tuple[str, str, str]]:
     losses = f"best {best.metric.replace('_', ' ')} {number(best.value)} at step {count(best.step)}" if best else ""
     last = training.final_eval_loss if training.final_eval_loss is not None else training.final_loss
     label = "Eval loss" if training.final_eval_loss is not None else "Training loss"
+    bore = percent(training.trained_share) if training.trained_share is not None else None
+    padding = f", {percent(training.padding_share)} padding" if training.padding_share is not None else ""
+    mfu = training.mfu is not None and f"MFU {percent(training.mfu)} of {number(training.matmul_tflops)} TFLOP/s"
     return [
         ("Steps", count(training.steps), f"{training.epochs:.3g} {'epoch' if training.epochs == 1 else 'epochs'}"),
-        ("Tokens", compact(training.tokens), f"{compact(training.trained_tokens)} bore loss"),
-        ("Tokens per second", count(training.tokens_per_second), ""),
+        ("Tokens", compact(training.tokens), f"{bore or compact(training.trained_tokens)} bore loss{padding}"),
+        ("Tokens per second", count(training.tokens_per_second), mfu or ""),
         (label, number(last), losses),
     ]
 
@@ -188,6 +191,8 @@ def _training(metrics: Sequence[dict[str, Any]]) -> Html | None:
             "Tokens per second", [Series("tokens/s", "plain", _points(metrics, "tokens_per_second"))], show=compact
         ),
     ]
+    if mfu := _points(metrics, "mfu"):  # a short run does not measure it
+        small.append(line_chart("MFU", [Series("MFU", "plain", mfu)], show=percent))
     return tag(
         "div",
         line_chart("Loss", [*lines, Series("eval loss", "eval", evals)], tall=True),

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from tunekit.core.errors import Problem, TunekitError, UserError
 from tunekit.core.progress import Screen, Silent, Step
-from tunekit.runs.wording import amount, as_float, clock, compact, count, duration, json_ready, number
+from tunekit.runs.wording import amount, as_float, clock, compact, count, duration, json_ready, number, percent
 
 MOST_PROBLEMS = 20  # problems shown in one error block
 _EVERY_METRICS = 2.0  # seconds between training lines on a plain screen
@@ -24,6 +24,9 @@ _SHORT = {
     "learning_rate": ("lr", number),
     "grad_norm": ("grad", number),
     "tokens_per_second": ("", lambda value: f"{compact(value)} tok/s"),
+    "mfu": ("MFU", percent),
+    "trained_share": ("trained", percent),
+    "padding_share": ("padding", percent),
     "memory_gb": ("", lambda value: f"{value:.1f} GB"),
 }
 

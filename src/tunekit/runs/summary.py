@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tunekit.runs.layout import RunFolder
-from tunekit.runs.record import EvaluationPart, Record, SamplePart
+from tunekit.runs.record import EvaluationPart, Record, SamplePart, TrainingPart
 from tunekit.runs.verdict import headline, metric_name, show_difference, show_estimate, show_p
-from tunekit.runs.wording import amount, compact, duration
+from tunekit.runs.wording import amount, compact, duration, number, percent
 
 _TONES = {"good": "bold green", "bad": "bold red", "neutral": "bold"}
 _VERDICTS = {"better": "green", "worse": "red"}
@@ -101,6 +101,16 @@ def pairs(rows: Sequence[tuple[str, str]]) -> Table:
     return table
 
 
+def use_words(training: TrainingPart) -> str:
+    """How the device was used: ``38.6 % bore loss, 0.0 % padding, MFU 41.2 % of 0.1200 TFLOP/s``."""
+    words = []
+    if training.trained_share is not None and training.padding_share is not None:
+        words += [f"{percent(training.trained_share)} bore loss", f"{percent(training.padding_share)} padding"]
+    if training.mfu is not None:
+        words.append(f"MFU {percent(training.mfu)} of {number(training.matmul_tflops)} TFLOP/s")
+    return ", ".join(words)
+
+
 def _samples_table(samples: Sequence[SamplePart]) -> Table:
     """Prompt, reference, base and tuned in columns of equal width."""
     with_base = any(sample.base is not None for sample in samples)
@@ -132,6 +142,7 @@ def _facts(record: Record, folder: RunFolder) -> list[tuple[str, str]]:
     if training:
         tokens = f"{compact(training.tokens)} tokens at {compact(training.tokens_per_second)} a second"
         facts.append(("trained", f"{amount(training.steps, 'steps')}, {tokens}"))
+        facts += [("", words) for words in [use_words(training)] if words]
     if record.seconds:
         facts.append(("time", duration(sum(record.seconds.values()))))
     if record.artefact:

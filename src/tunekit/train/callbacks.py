@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tunekit.train.tally import shares
+
 if TYPE_CHECKING:
     from tunekit.train.trainer import TunekitTrainer
 
@@ -50,12 +52,12 @@ class Reporter(TrainerCallback):
     def __init__(self, trainer: TunekitTrainer, report: Report, show: Callable[[int], None]) -> None:
         self.trainer, self.report, self.show = trainer, report, show
         self.last = time.perf_counter()
-        self.tokens = self.trained = 0
+        self.tokens = self.trained = self.flops = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Starts the clock; steps that a checkpoint brings are done."""
         self.last = time.perf_counter()
-        self.tokens, self.trained = self.trainer.tokens_seen, self.trainer.trained_seen
+        self._count()
         self.show(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -83,15 +85,25 @@ class Reporter(TrainerCallback):
             self.report(values)
 
     def _rates(self, world: int, now: float) -> dict[str, Any]:
-        tokens, trained = self.trainer.tokens_seen, self.trainer.trained_seen
-        elapsed = max(now - self.last, 1e-9)
+        """Of this rank, as if all others were the same: to ask them would hold each of them up."""
+        trainer, elapsed = self.trainer, max(now - self.last, 1e-9)
+        tokens, trained, flops = self.tokens, self.trained, self.flops
+        self.last = now
+        self._count()
         rates = {
-            "tokens_per_second": round((tokens - self.tokens) * world / elapsed, 1),
-            "trained_tokens_per_second": round((trained - self.trained) * world / elapsed, 1),
-            "memory_gb": round(memory_bytes() / 1e9, 3),
+            "tokens_per_second": round((self.tokens - tokens) * world / elapsed, 1),
+            "trained_tokens_per_second": round((self.trained - trained) * world / elapsed, 1),
         }
-        self.last, self.tokens, self.trained = now, tokens, trained
-        return rates
+        if trainer.ceiling:
+            rates["mfu"] = round((self.flops - flops) * world / elapsed / trainer.ceiling, 4)
+        counts = (trainer.tokens_seen, trainer.trained_seen, trainer.positions_seen)
+        rates |= shares(*(after - before for after, before in zip(counts, trainer.logged_counts, strict=True)))
+        trainer.logged_counts = counts
+        return rates | {"memory_gb": round(memory_bytes() / 1e9, 3)}
+
+    def _count(self) -> None:
+        trainer = self.trainer
+        self.tokens, self.trained, self.flops = trainer.tokens_seen, trainer.trained_seen, trainer.flops_seen
 
 
 def memory_bytes() -> int:

@@ -14,7 +14,7 @@ from tunekit.data.collate import Collator
 from tunekit.evaluate.mode import plain_model
 from tunekit.kernels.attention import NAME, mask_of
 from tunekit.kernels.label_loss import LabelHead, LabelLoss, find_tail
-from tunekit.kernels.segments import flatten, label_positions
+from tunekit.kernels.segments import flatten, label_positions, rounded
 from tunekit.plan.plan import Plan
 from tunekit.train.arguments import training_arguments
 from tunekit.train.isolation import check_isolated, run_flat
@@ -40,6 +40,7 @@ class CausalTrainer(TunekitTrainer, Trainer):
         head = plain.get_output_embeddings()
         self.head = LabelHead(head, find_tail(plain, head), compiled=self.args.torch_compile)
         self.with_segments = not padded_because and plain.config._attn_implementation == NAME
+        self.few_shapes = self.accelerator.device.type == "cpu" and self.args.bf16
         self.model_accepts_loss_kwargs = True  # Trainer counts the labels of the whole step, and divides no further
         self._correct: Any = 0
         self._labelled = 0
@@ -54,7 +55,10 @@ class CausalTrainer(TunekitTrainer, Trainer):
 
     def positions_of(self, inputs: dict[str, Any]) -> int:
         """Positions that the model computes for a batch of the collator: real tokens, and padding where there is."""
-        return int(inputs["input_ids"].numel() if self.padded_because else inputs["tokens"].clamp(min=1).sum())
+        if self.padded_because:
+            return int(inputs["input_ids"].numel())
+        tokens = int(inputs["tokens"].clamp(min=1).sum())
+        return rounded(tokens) if self.few_shapes else tokens
 
     def local_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The summed loss of a batch by the same forward pass as in training, without a word to the other ranks.
@@ -100,7 +104,7 @@ class CausalTrainer(TunekitTrainer, Trainer):
             laid_out = {name: value for name, value in inputs.items() if name not in _LABELS}
             laid_out |= label_positions(inputs["labels"])
         else:
-            laid_out = flatten(inputs)
+            laid_out = flatten(inputs, few_shapes=self.few_shapes)
         segments = laid_out.pop("segments", None)
         moved: dict[str, Any] = super()._prepare_inputs(laid_out)
         if self.with_segments and segments is not None:

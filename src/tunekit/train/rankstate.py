@@ -16,7 +16,8 @@ class RankState:
     Args:
         loss_sum: losses since the last logged step, and ``last_logged``, that step.
         total_loss: losses before it.
-        tokens: tokens seen by this rank; ``trained``: those with a label; ``positions``: those and the padding.
+        tokens: tokens seen by this rank; ``trained``: those with a label; ``positions``: those and the padding;
+            ``flops``: the model's for them; ``logged``: the first three as they were at the last logged step.
         seconds: of training so far.
         ended: training came to its end by itself before its last step (early stopping).
         pending_evaluation: an evaluation was due at this step, but the run was asked to stop.
@@ -32,6 +33,8 @@ class RankState:
     tokens: int = 0
     trained: int = 0
     positions: int = 0
+    flops: int = 0
+    logged: list[int] = field(default_factory=lambda: [0, 0, 0])
     seconds: float = 0.0
     ended: bool = False
     pending_evaluation: bool = False
@@ -52,4 +55,5 @@ class RankState:
         if own.exists():
             return cls(**json.loads(own.read_bytes()))
         first = cls(**json.loads((folder / "rank-0.json").read_bytes()))
-        return dataclasses.replace(first, loss_sum=0.0, total_loss=0.0, tokens=0, trained=0, positions=0)
+        none = {"tokens": 0, "trained": 0, "positions": 0, "flops": 0, "logged": [0, 0, 0]}
+        return dataclasses.replace(first, loss_sum=0.0, total_loss=0.0, **none)  # type: ignore[arg-type]

@@ -50,6 +50,11 @@ class Saving:
     tokens_seen = 0
     trained_seen = 0
     positions_seen = 0
+    flops_seen = 0
+    logged_counts = (0, 0, 0)
+    """Tokens, trained tokens and positions at the last logged step."""
+    ceiling: float | None = None
+    """FLOP/s of matrix products of all processes together, where it was measured."""
     pending_evaluation = False
     already_ended = False
     seconds_before = 0.0
@@ -128,6 +133,8 @@ class Saving:
             tokens=self.tokens_seen,
             trained=self.trained_seen,
             positions=self.positions_seen,
+            flops=self.flops_seen,
+            logged=list(self.logged_counts),
             seconds=self.seconds_before + time.perf_counter() - self.training_since,
             ended=self.control.should_training_stop and not self.stopping and self._before_the_end,
             pending_evaluation=self.pending_evaluation,
@@ -190,6 +197,7 @@ class Saving:
         self._tr_loss += kept.loss_sum
         self._globalstep_last_logged, self._total_loss_scalar = kept.last_logged, kept.total_loss
         self.tokens_seen, self.trained_seen, self.positions_seen = kept.tokens, kept.trained, kept.positions
+        self.flops_seen, self.logged_counts = kept.flops, (kept.logged[0], kept.logged[1], kept.logged[2])
         self.seconds_before = kept.seconds
         self.already_ended = kept.ended
         self.skipped |= set(kept.skipped)

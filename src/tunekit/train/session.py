@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunekit.core.errors import MachineError, Stopped
 from tunekit.core.progress import Screen
@@ -26,13 +26,12 @@ from tunekit.model.save import save_model, stop_ids
 from tunekit.plan.plan import Plan
 from tunekit.runs.environment import library_versions
 from tunekit.runs.layout import RunFolder
+from tunekit.train.flops import measured_rate
 from tunekit.train.inputs import EvalItem, Inputs, eval_items
 from tunekit.train.resume import check_base
 from tunekit.train.signals import StopRequest
+from tunekit.train.tally import training_facts
 from tunekit.train.training import Training
-
-if TYPE_CHECKING:
-    from tunekit.train.trainer import TunekitTrainer
 
 
 @dataclass
@@ -75,6 +74,7 @@ class Session:
         self.inputs = Inputs(plan.recipe, Path(plan.recipe_folder))
         self.folder = RunFolder(Path(plan.run_dir))
         self.outcome = Outcome()
+        self.ceiling: float | None = None
 
     def run(self) -> Outcome:
         """Trains and evaluates; rank 0 saves the model.
@@ -199,6 +199,7 @@ class Session:
             "versions": library_versions(),
         }
         trainer.attend(self.plan, facts, stop=self.stop, where=self._where, warn=self.screen.warn, pulse=self.pulse)
+        trainer.ceiling = self.ceiling  # of a trainer that a rollback builds anew
         return trainer
 
     def _check_ranks(self, trainer: Any) -> None:
@@ -232,38 +233,28 @@ class Session:
         Raises:
             Stopped: in good order, with a checkpoint.
         """
+        self.ceiling = trainer.ceiling = self._measured_rate(trainer)
         with self._phase("training"), self.stop.deferred(), self.screen.step("training", unit="steps") as step:
             training = Training(self.plan, self.folder, self.rank, self.screen, step, self.build)
             trainer, result = training.run(trainer, self.checkpoint)
-        self._note_training(trainer, result.training_loss)
+        self.outcome.training = training_facts(trainer, result.training_loss, self.outcome.seconds["training"])
         self.outcome.training["rollbacks"] = training.rollbacks
         if trainer.stopping:
             raise Stopped(self.stop.signum or signal.SIGTERM, self._told(trainer))
         return trainer
+
+    def _measured_rate(self, trainer: Any) -> float | None:
+        train = self.plan.recipe.train
+        rows = 0 if self.inputs.stream else len(trainer.train_dataset)  # a stream has train.max_steps
+        steps = train.max_steps or (train.epochs or 1.0) * rows / self.plan.examples_per_step
+        done = int(self.checkpoint.name.removeprefix("step-")) if self.checkpoint else 0
+        return measured_rate(self.plan, trainer.ranks, trainer.accelerator.device, steps - done)
 
     def _told(self, trainer: Any) -> str:
         step = trainer.state.global_step
         if not trainer.saves:
             return f"at step {step}; no checkpoint was written, for the recipe says `train.save_every: never`"
         return f"at step {step}, with a checkpoint; go on with `tunekit resume {self.plan.run_dir}`"
-
-    def _note_training(self, trainer: Any, mean_loss: float) -> None:
-        state = trainer.state
-        tokens, trained = _total(trainer, "tokens_seen"), _total(trainer, "trained_seen")
-        losses = [entry for entry in state.log_history if "loss" in entry]
-        evals = [entry for entry in state.log_history if "eval_loss" in entry]
-        self.outcome.training = {
-            "steps": state.global_step,
-            "epochs": round(state.epoch or 0.0, 4),
-            "tokens": tokens,
-            "trained_tokens": trained,
-            "tokens_per_second": round(tokens / (self.outcome.seconds["training"] + trainer.seconds_before), 1),
-            "final_loss": losses[-1]["loss"] if losses else mean_loss,
-            "final_eval_loss": evals[-1]["eval_loss"] if evals else None,
-        }
-        if state.best_global_step:
-            best = {"step": state.best_global_step, "metric": "eval_loss", "value": state.best_metric}
-            self.outcome.training["best"] = best
 
     def _save(self, trainer: Any) -> None:
         with self._phase("saving"):
@@ -284,8 +275,3 @@ class Session:
         ledger.check(self.plan.recipe.data.max_drop_rate)
         ledger.save(self.folder.ledger)
         self.outcome.data = {"fingerprint": stream.content.hexdigest(), "splits": ledger.summary()}
-
-
-def _total(trainer: TunekitTrainer, name: str) -> int:
-    """A counter summed over the ranks."""
-    return int(trainer.ranks.sum([float(getattr(trainer, name))])[0])

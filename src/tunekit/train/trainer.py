@@ -15,6 +15,7 @@ from tunekit.runs.metrics import MetricsWriter
 from tunekit.train.batches import EpochBatches, EpochLoader, StreamLoader
 from tunekit.train.callbacks import Keeper
 from tunekit.train.finisher import Finisher
+from tunekit.train.flops import step_flops
 from tunekit.train.muon import muon_for
 from tunekit.train.ranks import Ranks
 from tunekit.train.saving import Saving
@@ -70,6 +71,7 @@ class TunekitTrainer(Saving):
         self.plan, self.run_folder, self.checkpoint_facts = plan, Path(plan.run_dir), checkpoint_facts
         self.stop, self.where, self.warn, self.pulse = stop, where, warn, pulse
         self.ranks, self.spikes, self.finisher = Ranks(), SpikeWatch(), Finisher()
+        self.step_flops = step_flops(self.model)
         self.samples: MetricsWriter | None = None
         self.metrics: MetricsWriter | None = None
         self.skipped: set[int] = set()
@@ -108,6 +110,7 @@ class TunekitTrainer(Saving):
         self.tokens_seen += int(inputs["tokens"].sum())
         self.trained_seen += int((inputs["labels"] >= 0).sum())
         self.positions_seen += self.positions_of(inputs)  # type: ignore[attr-defined]
+        self.flops_seen += self.step_flops.of(inputs)
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
         self._step_loss = self._step_loss + loss
         return loss
