@@ -112,7 +112,7 @@ data:
   train: [{{path: "{train}"}}]
   eval: [{{path: "{held}"}}]
   max_length: 128
-train: {{epochs: 2, batch_size: 4, learning_rate: 1e-2, log_every: 1, threads: 1}}
+train: {{epochs: 2, batch_size: 4, learning_rate: 1e-2, log_every: 1, threads: 1, precision: fp32}}
 eval: {{every: 3, batch_size: 2, baseline: false}}
 """
 

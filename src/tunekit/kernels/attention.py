@@ -36,8 +36,14 @@ def register() -> None:
 
 
 def mask_of(segments: Segments) -> torch.Tensor:
-    """What to pass as ``attention_mask`` with `Segments`: transformers takes four dimensions for a finished mask."""
-    return torch.empty((1, 1, 1, 0), dtype=torch.bool, device=segments.starts.device)
+    """What to pass as ``attention_mask`` with `Segments`, (1, 1, 1, N): True where there is a token.
+
+    transformers takes four dimensions for a finished mask and makes no other; the router loss of experts counts by it.
+    """
+    size = sum(segments.lengths)
+    mask = torch.ones((1, 1, 1, size), dtype=torch.bool, device=segments.starts.device)
+    mask[..., size - segments.filler :] = False
+    return mask
 
 
 def attention(
@@ -80,9 +86,15 @@ def attention(
             )
         return _with_softcap(query, key, value, attention_mask, scaling, softcap, dropout), None
     refused = [name for name in _REFUSED if others.get(name) is not None]
+    if (
+        attention_mask is None
+        or attention_mask.shape != (1, 1, 1, query.shape[2])
+        or attention_mask.dtype != torch.bool
+    ):
+        refused.append("a mask of its own")
     if refused or not getattr(module, "is_causal", True) or query.shape[0] != 1 or key.shape[2] != query.shape[2]:
         raise CannotAttend(", ".join(refused) or f"{type(module).__name__} is not causal self-attention")
-    if _flash(query, key, dropout, softcap):
+    if _flash(query, key, value, dropout, softcap):
         return _varlen(query, key, value, segments, scaling, sliding_window), None
     if query.device.type != "cpu":
         return _by_length(query, key, value, segments, dropout, scaling, sliding_window, softcap), None
@@ -93,9 +105,9 @@ def attention(
     return rows.to(query.dtype), None
 
 
-def _flash(query: torch.Tensor, key: torch.Tensor, dropout: float, softcap: float | None) -> bool:
+def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, softcap: float | None) -> bool:
     half = query.dtype in (torch.float16, torch.bfloat16)
-    sizes = query.shape[-1] == key.shape[-1] <= 256 and query.shape[-1] % 8 == 0
+    sizes = query.shape[-1] == key.shape[-1] == value.shape[-1] <= 256 and query.shape[-1] % 8 == 0
     return query.is_cuda and half and sizes and dropout == 0.0 and softcap is None and _VARLEN >= (2, 11)
 
 
@@ -155,10 +167,14 @@ def _documents(part: torch.Tensor, count: int, length: int) -> torch.Tensor:
     return part[0].reshape(heads, count, length, size).transpose(0, 1)
 
 
-@lru_cache(maxsize=64)
 def _causal(length: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """(length, length): True where a query may look."""
-    allowed = torch.ones((length, length), dtype=torch.bool, device=device).tril()
+    """(length, length): True where a query may look; the corner of a larger one that is kept."""
+    return _kept_mask(max(256, 1 << (length - 1).bit_length()), window, device)[:length, :length]
+
+
+@lru_cache(maxsize=4)
+def _kept_mask(size: int, window: int | None, device: torch.device) -> torch.Tensor:
+    allowed = torch.ones((size, size), dtype=torch.bool, device=device).tril()
     return allowed if window is None else allowed.triu(1 - window)
 
 

@@ -17,8 +17,8 @@ from tunekit.kernels.segments import rounded
 
 PIECE_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 """Bytes of the float32 logits of one piece."""
-_TRIED = 7
-"""Tokens of the pass that finds out what a model does to its logits."""
+_TRIED, _LARGE = 7, 100.0
+"""Tokens of the pass that finds out what a model does to its logits, and the largest of the head's output in it."""
 
 
 @dataclass(frozen=True)
@@ -56,26 +56,42 @@ def find_tail(model: Any, head: nn.Module) -> Tail | None:
     if type(head) is not nn.Linear:
         return None
     seen: list[torch.Tensor] = []
-    hook = head.register_forward_hook(lambda _module, _args, output: seen.append(output))
-    before = model.training
+
+    def enlarge(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        """What bends logits shows where they are large."""
+        seen.append(output * (_LARGE / output.abs().amax().clamp(min=1e-9)))
+        return seen[-1]
+
+    hook = head.register_forward_hook(enlarge)
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
             ids = torch.arange(_TRIED, device=head.weight.device)[None] % head.weight.shape[0]
-            logits = model(input_ids=ids, use_cache=False).logits.float()
+            logits = model(input_ids=ids, use_cache=False).logits.double()
     finally:
         hook.remove()
-        model.train(before)
+        for module, training in modes:
+            module.training = training
     if len(seen) != 1 or seen[0].shape != logits.shape:
         return None
-    output = seen[0].float()
+    output = seen[0].double()
     if not (output.isfinite().all() and logits.isfinite().all()):
         return None  # a broken model: its loss says so
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    inner = output if cap is None else cap * torch.atanh((logits / cap).clamp(-0.999999, 0.999999))
-    ratio = float((inner if cap is not None else logits).flatten() @ output.flatten() / output.square().sum())
-    tail = Tail(1.0 if abs(ratio - 1) < 1e-3 else ratio, cap)
-    return tail if torch.allclose(tail(output), logits, rtol=2e-3, atol=2e-3 * float(logits.abs().max())) else None
+    options = model.config.get_text_config().to_dict().items()
+    caps = [float(value) for name, value in options if "cap" in name and isinstance(value, int | float) and value > 0]
+    found = (_fitted(output, logits, cap) for cap in (None, *caps))
+    return next((tail for tail in found if tail is not None), None)
+
+
+def _fitted(output: torch.Tensor, logits: torch.Tensor, cap: float | None) -> Tail | None:
+    """The tail with this cap that makes these logits of this output; None when there is none."""
+    straight = logits if cap is None else cap * torch.atanh((logits / cap).clamp(-0.9, 0.9))
+    told = logits.abs() < (torch.inf if cap is None else 0.9 * cap)  # near the cap nothing can be told
+    ratio = float((straight * output)[told].sum() / output[told].square().sum())
+    tail = Tail(1.0 if abs(ratio - 1) < 4e-3 else ratio, cap)
+    near = torch.allclose(tail(output), logits, rtol=8e-3, atol=8e-3 * float(logits.abs().max()))
+    return tail if near else None
 
 
 class LabelHead:
@@ -165,7 +181,8 @@ def _loss(
     weight, bias = head.weight, head.bias
     dtype = torch.get_autocast_dtype(device) if mixed else weight.dtype
     with torch.autocast(device, enabled=False):
-        values = _Pieces.apply(hidden, weight, bias, targets, tail, smoothing, dtype)  # type: ignore[no-untyped-call]
+        learns = torch.is_grad_enabled()  # within the function it never is
+        values = _Pieces.apply(hidden, weight, bias, targets, tail, smoothing, dtype, learns)  # type: ignore[no-untyped-call]
     return values[0], values[1]
 
 
@@ -182,8 +199,9 @@ class _Pieces(torch.autograd.Function):
         tail: Tail,
         smoothing: float,
         dtype: torch.dtype,
+        learns: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        wanted = ctx.needs_input_grad[:3]
+        wanted = [learns and want for want in ctx.needs_input_grad[:3]]
         table, states = weight.to(dtype), hidden.to(dtype)  # (V, E), (L, E)
         grads = [
             torch.zeros_like(each, dtype=kind) if want and each is not None else None
@@ -202,9 +220,9 @@ class _Pieces(torch.autograd.Function):
             real = len(labels)
             logits = (piece @ table.T if bias is None else torch.addmm(bias.to(dtype), piece, table.T))[:real].float()
             slope = _bend(logits, tail)
-            top = logits.amax(-1, keepdim=True)
+            top, likeliest = logits.max(-1, keepdim=True)
             right = logits.gather(-1, labels)
-            correct += (right >= top).sum()
+            correct += (likeliest == labels).sum()
             mean = logits.mean(-1, keepdim=True) if smoothing else right
             logits.sub_(top).exp_()
             norm = logits.sum(-1, keepdim=True)
@@ -233,7 +251,7 @@ class _Pieces(torch.autograd.Function):
             for grad, dtype in zip(ctx.grads, ctx.dtypes, strict=True)
         )
         ctx.grads = None
-        return hidden, weight, bias, None, None, None, None
+        return hidden, weight, bias, None, None, None, None, None
 
 
 def _bend(output: torch.Tensor, tail: Tail) -> torch.Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -20,14 +20,16 @@ class Segments:
     Args:
         lengths: tokens of each, on the host: nothing has to wait for the device to know them.
         starts: (S + 1,) int32 on the device: where each begins, and N.
+        filler: so many tokens at the end are none.
     """
 
     lengths: tuple[int, ...]
     starts: torch.Tensor
+    filler: int = 0
 
     def to(self, device: torch.device) -> Segments:
         """The same, on a device."""
-        return Segments(self.lengths, self.starts.to(device, non_blocking=True))
+        return replace(self, starts=self.starts.to(device, non_blocking=True))
 
     @property
     def longest(self) -> int:
@@ -79,14 +81,15 @@ def flatten(batch: Mapping[str, Any], *, few_shapes: bool = False) -> dict[str, 
     following_labels = labels.flatten()[taken].roll(-1)
     following_labels[starts[1:] - 1] = IGNORED
     flat, places, sizes = ids.flatten()[taken], positions.flatten()[taken], lengths.tolist()
-    if few_shapes and (more := rounded(len(taken)) - len(taken)):
+    more = rounded(len(taken)) - len(taken) if few_shapes else 0
+    if more:
         flat, places = torch.cat([flat, flat.new_zeros(more)]), torch.cat([places, torch.arange(more).to(places)])
         starts, sizes = torch.cat([starts, starts[-1:] + more]), [*sizes, more]
     return {
         "input_ids": flat[None],
         "position_ids": places[None],
         **_kept(following_labels),
-        "segments": Segments(tuple(sizes), starts.to(torch.int32)),
+        "segments": Segments(tuple(sizes), starts.to(torch.int32), more),
     }
 
 

@@ -20,6 +20,8 @@ LENGTH = 12
 """Tokens of each probed example: more than the convolutions of hybrid models reach."""
 SHORTER = 7
 """Tokens of a second document of another length."""
+_NOTED = "tunekit_noted"
+"""The attention of the probe: tunekit's, with a look at what it is given."""
 _AGREES = {"float32": 2e-3, "bfloat16": 0.1, "float16": 0.02}
 """How far the logits of a flat row may be from those of its documents alone, as a share of their norm."""
 
@@ -34,7 +36,10 @@ def run_flat(model: PreTrainedModel, plan: Plan, arithmetic: AbstractContextMana
         plan: ``model.attention: auto`` takes tunekit's own attention, flash attention its own.
         arithmetic: the context of training's mixed precision.
     """
-    from tunekit.kernels.attention import NAME, mask_of, register
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    from tunekit.kernels.attention import NAME, attention, mask_of, register
 
     wanted = plan.recipe.model.attention
     if wanted in ("sdpa", "eager"):
@@ -46,6 +51,11 @@ def run_flat(model: PreTrainedModel, plan: Plan, arithmetic: AbstractContextMana
     plain: Any = plain_model(model)
     before = plain.config._attn_implementation
     ids, others = _documents(plain, 0), _documents(plain, LENGTH)
+    windows: set[int | None] = set()
+
+    def noted(*args: Any, **options: Any) -> Any:
+        windows.add(options.get("sliding_window"))
+        return attention(*args, **options)
 
     def together(documents: list[list[int]]) -> list[torch.Tensor]:
         """Logits (tokens, V) of each document in one row."""
@@ -62,15 +72,29 @@ def run_flat(model: PreTrainedModel, plan: Plan, arithmetic: AbstractContextMana
             alone = [model(**_alone(plain, document), use_cache=False).logits[0].float() for document in ids]
             if wanted == "auto":
                 register()
-                plain.set_attn_implementation(NAME)
+                AttentionInterface.register(_NOTED, noted)
+                AttentionMaskInterface.register(_NOTED, sdpa_mask)
+                plain.set_attn_implementation(_NOTED)
             found, perturbed = together(ids), together([others[0], *ids[1:]])
-        except (ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
+        except (ValueError, TypeError, RuntimeError, LookupError, AttributeError, AssertionError) as error:
             why = f"{plain.config.model_type} does not take it: {str(error).partition(chr(10))[0]}"
         else:
-            why = _compare(plain, alone, found, perturbed)
-    if why and wanted == "auto":
-        plain.set_attn_implementation(before)
+            why = _compare(plain, alone, found, perturbed) or _reach(plain, windows, plan.recipe.data.max_length)
+    if wanted == "auto":
+        plain.set_attn_implementation(before if why else NAME)
     return why
+
+
+def _reach(plain: Any, windows: set[int | None], longest: int) -> str:
+    """Why the reach of attention is lost in a flat row: it stands in the mask alone, and there is none."""
+    config = plain.config.get_text_config()
+    chunk, window = getattr(config, "attention_chunk_size", None), getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+    if chunk and chunk < longest:
+        return f"{config.model_type} attends in chunks of {chunk} tokens"
+    if window and window < longest and "sliding_attention" in kinds and windows == {None}:
+        return f"{config.model_type} has its window of {window} tokens in the mask alone"
+    return ""
 
 
 def _compare(plain: Any, alone: list[torch.Tensor], found: list[torch.Tensor], perturbed: list[torch.Tensor]) -> str:
