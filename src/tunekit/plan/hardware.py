@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
@@ -97,6 +98,11 @@ def _cpu() -> tuple[str, bool]:
     facts = {key.strip(): value.strip() for key, value in facts.items()}
     flags = set(facts.get("flags", "").split())
     return facts.get("model name", "unknown"), bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
+def can_compile(device: str) -> bool:
+    """Whether torch.compile can make code: for a CPU it needs a C++ compiler."""
+    return device != "cpu" or any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
 def probe() -> Hardware:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from tunekit.core.errors import MachineError, Problem, UserError, raise_all
-from tunekit.plan.hardware import Hardware
+from tunekit.plan.hardware import Hardware, can_compile
 from tunekit.plan.plan import Plan
 from tunekit.recipe.schema import Recipe
 
@@ -112,6 +112,10 @@ def _missing(recipe: Recipe, hardware: Hardware) -> list[Problem]:
                 "guards.on_divergence",
                 "use `precision: bf16` or fp32, or `on_divergence: stop`",
             )
+        )
+    if recipe.train.compile == "on" and not can_compile(hardware.device):
+        problems.append(
+            Problem("torch.compile needs a C++ compiler (g++)", "train.compile", "install one, or use `compile: auto`")
         )
     if recipe.train.kernels == "liger" and not (hardware.gpus and _installed("liger_kernel")):
         fix = "pip install liger-kernel, or use `kernels: auto`" if hardware.gpus else "use `kernels: auto`"

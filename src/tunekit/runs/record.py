@@ -121,6 +121,7 @@ class TrainingPart(_Part):
 
     ``padding_share`` of the positions that were computed held no token. ``model_flops`` is what the tokens ask for;
     ``mfu`` is that per second as a share of ``matmul_tflops``, the measured TFLOP/s of each process.
+    ``padded_because`` is set when batches were padded, and says why.
     """
 
     steps: int
@@ -134,6 +135,7 @@ class TrainingPart(_Part):
     model_flops: float | None = None
     matmul_tflops: float | None = None
     mfu: float | None = None
+    padded_because: str | None = None
     final_loss: float | None = None
     final_eval_loss: float | None = None
     best: Best | None = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tunekit.core.registry import METHODS
+from tunekit.plan.hardware import can_compile
 from tunekit.plan.plan import Plan
 
 _OPTIMIZERS = {"adamw": "adamw_torch_fused", "muon": "adamw_torch_fused"}  # muon: built by `train.trainer` itself
@@ -18,18 +20,32 @@ _LIGER = {"cross_entropy": False, "fused_linear_cross_entropy": False, "rope": T
 """The loss is tunekit's own (`kernels.label_loss`)."""
 
 
-def compiles(plan: Plan) -> bool:
-    """Whether the model is compiled by torch."""
-    return plan.recipe.train.compile == "on"
+_EARNED_BACK = {"cpu": 2e13, "cuda": 2e17}
+"""Model FLOPs of a run in which compiled code saves a few times the minute or two that compiling takes (measured on two
+CPU cores: a quarter of the time of a step; on a GPU an estimate)."""
 
 
-def training_arguments(plan: Plan, staging: Path, *, evaluates: bool) -> dict[str, Any]:
+def compiles(plan: Plan, flops: float) -> bool:
+    """Whether torch compiles the model.
+
+    Args:
+        plan: ``train.compile: auto`` wants batches of one shape: packed rows of a method that does not keep them apart.
+        flops: model FLOPs of the whole run, about.
+    """
+    wanted = plan.recipe.train.compile
+    one_shape = plan.recipe.data.packing and not METHODS.load(plan.method).ISOLATED
+    earns = one_shape and flops >= _EARNED_BACK[plan.hardware.device] and can_compile(plan.hardware.device)
+    return wanted == "on" or (wanted == "auto" and earns)
+
+
+def training_arguments(plan: Plan, staging: Path, *, evaluates: bool, compiled: bool = False) -> dict[str, Any]:
     """Keyword arguments for transformers.TrainingArguments (and its subclasses).
 
     Args:
         plan: the resolved plan.
         staging: folder in which the trainer writes checkpoints before they are put in place.
         evaluates: whether there are held-out examples.
+        compiled: of `compiles`.
     """
     train = plan.recipe.train
     named: dict[str, Any] = {
@@ -39,7 +55,7 @@ def training_arguments(plan: Plan, staging: Path, *, evaluates: bool) -> dict[st
         "fp16": plan.precision == "fp16",
         "use_cpu": plan.hardware.device == "cpu",
         "gradient_checkpointing": train.gradient_checkpointing,
-        "torch_compile": compiles(plan),
+        "torch_compile": compiled,
         "use_liger_kernel": plan.kernels == "liger",
         "liger_kernel_config": _LIGER if plan.kernels == "liger" else None,
         "train_sampling_strategy": _sampling(plan),

@@ -16,7 +16,8 @@ from tunekit.kernels.attention import NAME, mask_of
 from tunekit.kernels.label_loss import LabelHead, LabelLoss, find_tail
 from tunekit.kernels.segments import flatten, label_positions, rounded
 from tunekit.plan.plan import Plan
-from tunekit.train.arguments import training_arguments
+from tunekit.train.arguments import compiles, training_arguments
+from tunekit.train.flops import step_flops
 from tunekit.train.isolation import check_isolated, run_flat
 from tunekit.train.trainer import TunekitTrainer
 
@@ -136,10 +137,13 @@ def causal_trainer(
     """
     stopping = plan.recipe.train.early_stopping
     callbacks = [EarlyStoppingCallback(stopping.patience, stopping.min_delta)] if stopping else []
+    compiled = compiles(plan, step_flops(model).per_token * _tokens(plan, train))
     collator = Collator(tokenizer.pad_token_id, with_mask=_counts_by_mask(model))
     trainer = CausalTrainer(
         model=model,
-        args=TrainingArguments(**training_arguments(plan, staging, evaluates=evaluation is not None)),
+        args=TrainingArguments(
+            **training_arguments(plan, staging, evaluates=evaluation is not None, compiled=compiled)
+        ),
         train_dataset=train,
         eval_dataset=evaluation,
         processing_class=tokenizer,
@@ -147,10 +151,18 @@ def causal_trainer(
         callbacks=callbacks,
     )
     arithmetic = trainer.accelerator.autocast
-    trainer.look_at_model(run_flat(model, plan, arithmetic()))
+    trainer.look_at_model(run_flat(model, plan, arithmetic(), compiled=compiled))
     if trainer.padded_because and plan.recipe.data.packing and METHODS.load(plan.method).ISOLATED:
         check_isolated(model, collator, min(plan.micro_batch_size, 2), arithmetic())
     return trainer
+
+
+def _tokens(plan: Plan, train: Any) -> float:
+    """Tokens of the run, at most."""
+    wanted = plan.recipe.train
+    if wanted.max_steps is not None:
+        return wanted.max_steps * wanted.batch_size * plan.recipe.data.max_length
+    return (wanted.epochs or 1.0) * len(train) * plan.recipe.data.max_length
 
 
 def _counts_by_mask(model: PreTrainedModel) -> bool:

@@ -10,7 +10,6 @@ from tunekit.data.collate import Collator
 from tunekit.evaluate.mode import evaluating, has_virtual_tokens, plain_model
 from tunekit.kernels.segments import flatten
 from tunekit.plan.plan import Plan
-from tunekit.train.arguments import compiles
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +25,9 @@ _AGREES = {"float32": 2e-3, "bfloat16": 0.1, "float16": 0.02}
 """How far the logits of a flat row may be from those of its documents alone, as a share of their norm."""
 
 
-def run_flat(model: PreTrainedModel, plan: Plan, arithmetic: AbstractContextManager[object]) -> str:
+def run_flat(
+    model: PreTrainedModel, plan: Plan, arithmetic: AbstractContextManager[object], *, compiled: bool = False
+) -> str:
     """Makes a model ready for flat rows of documents; or says why it cannot be, and leaves it as it was.
 
     Three documents run in one row, and each alone; then the first gets other tokens, which the others must not notice.
@@ -35,6 +36,7 @@ def run_flat(model: PreTrainedModel, plan: Plan, arithmetic: AbstractContextMana
         model: on its device.
         plan: ``model.attention: auto`` takes tunekit's own attention, flash attention its own.
         arithmetic: the context of training's mixed precision.
+        compiled: the model is going to be compiled.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -44,7 +46,7 @@ def run_flat(model: PreTrainedModel, plan: Plan, arithmetic: AbstractContextMana
     wanted = plan.recipe.model.attention
     if wanted in ("sdpa", "eager"):
         return f"model.attention: {wanted}"
-    if compiles(plan):
+    if compiled:
         return "torch.compile wants batches of one shape"
     if has_virtual_tokens(model):
         return "the adapter puts virtual tokens before the text"

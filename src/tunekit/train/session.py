@@ -90,6 +90,8 @@ class Session:
         with self._phase("loading"), self.screen.step("loading model"):
             trainer = self.build()
             trainer = self._rehearsed(trainer)
+        if trainer.padded_because:
+            self.screen.say(f"batches are padded: {trainer.padded_because} (docs/speed.md)")
         baseline = self._measure(trainer, items, "base model") if self.plan.recipe.eval.baseline else None
         trainer = self._train(trainer)
         tuned = self._measure(trainer, items, "tuned model")

@@ -38,6 +38,7 @@ def training_facts(trainer: TunekitTrainer, mean_loss: float, seconds: float) ->
         "trained_tokens_per_second": round(trained / took, 1),
         **shares(tokens, trained, positions),
         "model_flops": flops,
+        "padded_because": trainer.padded_because or None,
         "final_loss": losses[-1]["loss"] if losses else mean_loss,
         "final_eval_loss": evals[-1]["eval_loss"] if evals else None,
     }
