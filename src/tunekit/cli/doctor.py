@@ -100,7 +100,7 @@ def _machine() -> Iterator[Line]:
         "in hardware" if hardware.cpu_bf16 else "not in hardware: fp32 is used",
     )
     if not hardware.gpus:
-        yield "note", "GPU", "none: training runs on the CPU, in fp32"
+        yield "note", "GPU", f"none: training runs on the CPU, in {'bf16' if hardware.cpu_bf16 else 'fp32'}"
     for index, gpu in enumerate(hardware.gpus):
         yield "ok", f"GPU {index}", f"{gpu.name}, {gpu.memory / 1e9:.0f} GB, trains in {'bf16' if gpu.bf16 else 'fp16'}"
     free = shutil.disk_usage(Path.cwd()).free

@@ -43,7 +43,7 @@ class Segments:
 
 
 def rounded(tokens: int) -> int:
-    """The next length of a small set: 16 between a power of two and the next, so at most a sixteenth more.
+    """The next length of a small set: 16 between a power of two and the next from 256 on, multiples of 8 below.
 
     bfloat16 on a CPU has its matrix code made anew for each shape, which takes longer than running it once.
     """

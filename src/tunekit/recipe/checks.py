@@ -17,7 +17,7 @@ def recipe_problems(recipe: Recipe, document: Document) -> list[Problem]:
     def at(*path: str | int) -> str:
         return document.place(path)
 
-    rules = (_length, _batch, _evaluation, _streaming, _names)
+    rules = (_length, _batch, _grouping, _evaluation, _streaming, _names)
     return [Problem(what, at(*path), fix) for rule in rules for path, what, fix in rule(recipe)]
 
 
@@ -53,6 +53,19 @@ def _batch(recipe: Recipe) -> Found:
             f"'train.micro_batch_size' ({train.micro_batch_size}) does not divide the {train.batch_size // processes} "
             "examples that each process sees a step",
             "use a divisor, or leave it out",
+        )
+
+
+def _grouping(recipe: Recipe) -> Found:
+    data = recipe.data
+    if not recipe.train.group_by_length:
+        return
+    others = {"packing": data.packing, "streaming": data.streaming, "shuffle: false": not data.shuffle}
+    for name in (name for name, there in others.items() if there):
+        yield (
+            ("train", "group_by_length"),
+            f"'train.group_by_length' has nothing to group with `data.{name}`",
+            "leave one of them out",
         )
 
 

@@ -41,7 +41,8 @@ class ModelBlock(Block):
         None, description="a Jinja file, or a built-in name such as chatml; default: the tokenizer's"
     )
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
-        "auto", description="auto: tunekit's own, without padding; or one of transformers, with padded batches"
+        "auto",
+        description="auto: tunekit's own, without padding, as flash_attention_*; sdpa and eager pad their batches",
     )
 
 
@@ -95,7 +96,7 @@ class DataBlock(Block):
     max_length: int = Field(2048, ge=8, le=4_194_304, description="longest example in tokens")
     overlong: Literal["truncate", "drop", "error"] = Field("truncate", description="what happens to longer examples")
     packing: bool = Field(
-        False, description="fill rows of max_length with several examples, kept apart from each other"
+        False, description="fill rows of max_length with several examples, kept apart (in pretrain they follow on)"
     )
     loss_on: Literal["assistant", "last_turn", "all"] = Field("assistant", description="which text is trained")
     duplicates: Literal["keep", "drop"] = Field(
@@ -150,7 +151,7 @@ class TrainBlock(Block):
         "auto", description="fused norms, rotary embeddings and MLPs; auto: Liger's, on a GPU where they are installed"
     )
     compile: Literal["auto", "on", "off"] = Field(
-        "auto", description="torch.compile; auto: for batches of one shape, in runs long enough to earn it back"
+        "auto", description="torch.compile; auto: for packed pretraining of more than some minutes, never for sft"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, about 30 % slower")
     neftune_alpha: float | None = Field(None, gt=0, description="noise on embeddings (NEFTune, arXiv 2310.05914)")

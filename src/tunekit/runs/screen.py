@@ -164,6 +164,8 @@ class PlainScreen:
         if now - self._shown < _EVERY_METRICS and not broken(values) and "eval_loss" not in values:
             self._held = dict(values)
             return
+        if "eval_loss" in values:
+            self._release()  # the training line of the same step comes first
         self._shown, self._held = now, None
         at = f"step {count(values['step'])}" if "step" in values else "training"
         if values.get("total_steps"):
@@ -175,8 +177,8 @@ class PlainScreen:
     def _release(self) -> None:
         """Shows the training line that was held back, if there is one."""
         if self._held is not None:
-            self._shown = -math.inf
-            self.metrics(self._held)
+            held, self._held, self._shown = self._held, None, -math.inf
+            self.metrics(held)
 
 
 class _JsonStep(ProgressStep):

@@ -129,8 +129,7 @@ def _sampling(plan: Plan) -> str:
     data = plan.recipe.data
     if not data.shuffle:
         return "sequential"
-    grouped = plan.recipe.train.group_by_length and not data.packing and not data.streaming
-    return "group_by_length" if grouped else "random"
+    return "group_by_length" if plan.recipe.train.group_by_length else "random"
 
 
 def _steps(every: float) -> float:

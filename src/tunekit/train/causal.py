@@ -32,8 +32,6 @@ class CausalTrainer(TunekitTrainer, Trainer):
     labelled positions only. ``padded_because`` says why a model runs padded instead; it is empty when it does not.
     """
 
-    padded_because = ""
-
     def look_at_model(self, padded_because: str) -> None:
         """Finds the head and what follows it; called once, when the model lies on its device."""
         self.padded_because = padded_because

@@ -10,6 +10,7 @@ from tunekit.data.collate import Collator
 from tunekit.evaluate.mode import evaluating, has_virtual_tokens, plain_model
 from tunekit.kernels.segments import flatten
 from tunekit.plan.plan import Plan
+from tunekit.train.available import out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -44,12 +45,8 @@ def run_flat(
     from tunekit.kernels.attention import NAME, attention, mask_of, register
 
     wanted = plan.recipe.model.attention
-    if wanted in ("sdpa", "eager"):
-        return f"model.attention: {wanted}"
-    if compiled:
-        return "torch.compile wants batches of one shape"
-    if has_virtual_tokens(model):
-        return "the adapter puts virtual tokens before the text"
+    if settled := _settled(model, wanted, compiled):
+        return settled
     plain: Any = plain_model(model)
     before = plain.config._attn_implementation
     ids, others = _documents(plain, 0), _documents(plain, LENGTH)
@@ -79,12 +76,23 @@ def run_flat(
                 plain.set_attn_implementation(_NOTED)
             found, perturbed = together(ids), together([others[0], *ids[1:]])
         except (ValueError, TypeError, RuntimeError, LookupError, AttributeError, AssertionError) as error:
+            if out_of_memory(error):
+                raise
             why = f"{plain.config.model_type} does not take it: {str(error).partition(chr(10))[0]}"
         else:
             why = _compare(plain, alone, found, perturbed) or _reach(plain, windows, plan.recipe.data.max_length)
     if wanted == "auto":
         plain.set_attn_implementation(before if why else NAME)
     return why
+
+
+def _settled(model: PreTrainedModel, attention: str, compiled: bool) -> str:
+    """Why it need not even be tried."""
+    if attention in ("sdpa", "eager"):
+        return f"model.attention: {attention}"
+    if compiled:
+        return "compiled code does not take flat rows"
+    return "the adapter puts virtual tokens before the text" if has_virtual_tokens(model) else ""
 
 
 def _reach(plain: Any, windows: set[int | None], longest: int) -> str:

@@ -215,7 +215,7 @@ def _run(ranks: _Ranks, plan: Plan, command: list[str], stop: StopRequest, *, in
         held.bind(("127.0.0.1", 0))
         for rank in range(plan.processes):
             environment = _environment(plan, rank, held.getsockname()[1])
-            ranks.start(rank, command, environment, log if into_log else None)
+            ranks.start(rank, command, environment, log if into_log and rank else None)
         return _wait(ranks, stop)
 
 

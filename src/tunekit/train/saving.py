@@ -50,6 +50,7 @@ class Saving:
     tokens_seen = 0
     trained_seen = 0
     positions_seen = 0
+    padded_because = ""
     flops_seen = 0
     logged_counts = (0, 0, 0)
     """Tokens, trained tokens and positions at the last logged step."""

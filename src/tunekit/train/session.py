@@ -91,7 +91,7 @@ class Session:
             trainer = self.build()
             trainer = self._rehearsed(trainer)
         if trainer.padded_because:
-            self.screen.say(f"batches are padded: {trainer.padded_because} (docs/speed.md)")
+            self.screen.say(f"this run pads its batches ({trainer.padded_because}); group_by_length wastes less")
         baseline = self._measure(trainer, items, "base model") if self.plan.recipe.eval.baseline else None
         trainer = self._train(trainer)
         tuned = self._measure(trainer, items, "tuned model")

@@ -25,7 +25,7 @@ from tunekit.train.spikes import SpikeWatch
 if TYPE_CHECKING:
     from tunekit.plan.plan import Plan
 
-_LOWER = "lower train.learning_rate, or use precision: bf16 or fp32; checkpoints before this step are whole"
+_LOWER = "lower train.learning_rate, or use precision: fp32; checkpoints before this step are whole"
 
 
 class RollBack(Exception):

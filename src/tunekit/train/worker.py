@@ -58,6 +58,8 @@ def main(arguments: list[str]) -> int:
         _leave_in_time()
         machine = isinstance(error, OSError | MemoryError)
         write_json(Path(f"{mine}.failed"), {"at": time.time(), "error": _words(error), "machine": machine})
+        with RunFolder(folder).log.open("ab") as log:
+            os.dup2(log.fileno(), 2)  # the traceback goes there: on the screen the launcher tells of it
         raise
     import torch.distributed
 
