@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Waiting threads that spin make training up to ten times slower when another process needs a core.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: quickstart test test-all check bench soak clean
+.PHONY: quickstart test test-all check bench bench-gpu soak clean
 
 quickstart: $(STAMP)  ## fine-tune the embedded model on embedded data, offline, and show what came of it
 	$(BIN)/tunekit sft recipes/quickstart.yaml
@@ -25,7 +25,13 @@ check: $(STAMP)  ## ruff, mypy, layers and house limits
 
 bench: $(STAMP)  ## ratios against the libraries tunekit stands on, in one run
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/first_step.py
 	$(BIN)/python benchmarks/guards.py
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/growth.py
+
+bench-gpu: $(STAMP)  ## the same on a GPU: models of 0.5 and 1 billion parameters, packed rows of 2,048 tokens
+	$(BIN)/python benchmarks/gpu.py
 
 MINUTES ?= 30
 soak: $(STAMP)  ## trains, kills, resumes and damages at random: make soak MINUTES=30

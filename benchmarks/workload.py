@@ -92,22 +92,30 @@ def document(rows: list[tuple[str, str]], tokenizer, length: int) -> tuple[str, 
     return "Questions and their answers:\n", "".join(text).strip()
 
 
-def save_model(folder: Path, vocabulary: int, tokenizer, positions: int, seed: int) -> int:
-    """Writes model and tokenizer; returns the number of parameters."""
+def save_model(
+    folder: Path,
+    vocabulary: int,
+    tokenizer,
+    positions: int,
+    seed: int,
+    shape: dict | None = None,
+    dtype: str = "float32",
+) -> int:
+    """Writes model and tokenizer; returns the number of parameters. ``shape``: its model_type and sizes."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = LlamaConfig(
+    config = AutoConfig.for_model(
+        **({"model_type": "llama"} | SIZES if shape is None else shape),
         vocab_size=vocabulary,
         max_position_embeddings=positions,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.token_to_id(END),
         pad_token_id=tokenizer.token_to_id(PAD),
-        **SIZES,
     )
-    model = LlamaForCausalLM(config)
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     named = {

@@ -94,9 +94,12 @@ def attention(
         refused.append("a mask of its own")
     if refused or not getattr(module, "is_causal", True) or query.shape[0] != 1 or key.shape[2] != query.shape[2]:
         raise CannotAttend(", ".join(refused) or f"{type(module).__name__} is not causal self-attention")
+    kind = query.device.type
+    if kind != "cpu" and torch.is_autocast_enabled(kind):  # rotary embeddings of float32 weights make float32 of them
+        query, key, value = (each.to(torch.get_autocast_dtype(kind)) for each in (query, key, value))
     if _flash(query, key, value, dropout, softcap):
         return _varlen(query, key, value, segments, scaling, sliding_window), None
-    if query.device.type != "cpu":
+    if kind != "cpu":
         return _by_length(query, key, value, segments, dropout, scaling, sliding_window, softcap), None
     with torch.autocast("cpu", enabled=False):  # torch's kernel for short documents is twice as fast in float32 there
         rows = _by_length(

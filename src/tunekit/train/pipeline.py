@@ -201,6 +201,7 @@ def _make(
         evaluation=outcome.evaluation,
         seconds=made.record.seconds | outcome.seconds,
         artefact=folder.model.name,
+        plan_hash=Plan.load(folder.plan).hash,  # `micro_batch_size: auto` was settled since
     )
 
 
