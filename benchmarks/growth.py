@@ -1,18 +1,21 @@
 """How cost grows: training and preparing data at 1x, 4x and 16x the rows, and the memory of a stream.
 
-    python benchmarks/growth.py [--rows 64] [--prepared 500] [--streamed 2100] [--parts train,prepare,stream]
+    python benchmarks/growth.py [--rows 64] [--prepared 500] [--streamed 2100] [--turns 3]
+        [--parts train,prepare,stream]
 
 - train: the command `tunekit sft`. The CPU of a token is that of the larger run over that of the smallest: the cost
   of starting falls out.
 - prepare: tunekit's preparation (reading, rendering, labels, ledger, gate, written to disk) beside TRL's (datasets'
   JSON reader and the maps of SFTTrainer) on the same rows, in CPU seconds of the process and its children, which is
-  the cost per core; libraries are loaded and a few rows prepared before the clock starts.
+  the cost per core; libraries and tokenizer are loaded and a few rows prepared before the clock starts. The two take
+  turns, and the median of their runs counts.
 - stream: peak memory with `data.streaming: true` while all of a corpus passes, and of one ten times as large.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import resource
 import signal
@@ -87,18 +90,23 @@ def train(folder: Path, wanted: argparse.Namespace) -> dict[str, Any]:
 
 def prepare(folder: Path, wanted: argparse.Namespace) -> dict[str, Any]:
     """CPU seconds of both preparations at each size."""
-    spent: dict[str, dict[int, dict[str, float]]] = {"tunekit": {}, "trl": {}}
-    for times in TIMES:
-        work = made(folder, wanted.prepared * times)
-        for name, at in spent.items():
-            out = folder / f"prepared-{name}-{times}"
-            command = [sys.executable, str(Path(__file__)), "--child", name, str(made(folder, 16)), str(work), str(out)]
-            done = measured(command, out)
-            if done.failed:
-                print(f"\npreparing with {name} {done.failed}")
-                return {"failed": done.failed}
-            at[times] = json.loads(last_words((out / "log.txt").read_text(encoding="utf-8").split("\n")))
-            say(f"  preparing, {times}x, {name}: {at[times]['cpu']:.2f} s of CPU")
+    runs: dict[str, dict[int, list[dict[str, float]]]] = {name: {times: [] for times in TIMES} for name in PREPARED_BY}
+    for times, turn, name in itertools.product(TIMES, range(wanted.turns), runs):
+        work, out = made(folder, wanted.prepared * times), folder / f"prepared-{name}-{times}-{turn}"
+        command = [sys.executable, str(Path(__file__)), "--child", name, str(made(folder, 16)), str(work), str(out)]
+        done = measured(command, out)
+        if done.failed:
+            print(f"\npreparing with {name} {done.failed}")
+            return {"failed": done.failed}
+        runs[name][times].append(json.loads(last_words((out / "log.txt").read_text(encoding="utf-8").split("\n"))))
+        say(f"  preparing, {times}x, {name}: {runs[name][times][-1]['cpu']:.2f} s of CPU")
+    spent = {
+        name: {
+            times: {key: statistics.median(run[key] for run in given) for key in given[0]}
+            for times, given in at.items()
+        }
+        for name, at in runs.items()
+    }
     print("\n| preparing | rows | tokens | tunekit, CPU microseconds a token | of 1x | TRL's maps | TRL / tunekit |")
     print("|---|---|---|---|---|---|---|")
     for times in TIMES:
@@ -147,18 +155,22 @@ def cpu_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in both)
 
 
-def prepared_by_tunekit(work: Path, out: Path) -> int:
-    """Prepares a workload; returns its tokens."""
+def prepared_by_tunekit(work: Path, out: Path) -> tuple[float, int]:
+    """Prepares a workload; returns the CPU seconds and its tokens."""
     from tunekit.core.progress import Silent
     from tunekit.recipe.document import parse
     from tunekit.recipe.load import check
     from tunekit.train.inputs import Inputs
 
     recipe = check(parse(PREPARE.format(work=work), "growth.yaml"))
-    return Inputs(recipe, work).prepare(Silent(), out).facts["tokens"]
+    inputs = Inputs(recipe, work)
+    inputs.fitter  # noqa: B018 - the tokenizer is loaded, as it is before the other's clock starts
+    before = cpu_seconds()
+    prepared = inputs.prepare(Silent(), out)
+    return cpu_seconds() - before, prepared.facts["tokens"]
 
 
-def prepared_by_trl(work: Path, out: Path) -> int:
+def prepared_by_trl(work: Path, out: Path) -> tuple[float, int]:
     """The same by SFTTrainer's own preparation, which needs nothing of the trainer but what is given here."""
     from datasets import load_dataset
     from trl import SFTConfig, SFTTrainer
@@ -177,17 +189,16 @@ def prepared_by_trl(work: Path, out: Path) -> int:
     reading = cpu_seconds() - before
     config = SFTConfig(output_dir=str(out / "run"), use_cpu=True, max_length=512, report_to="none", disable_tqdm=True)
     trainer = Reading(model=str(work / "model"), args=config, train_dataset=rows)
-    prepared_by_trl.spent = reading + Reading.spent  # type: ignore[attr-defined]
-    return sum(len(ids) for ids in trainer.train_dataset["input_ids"])
+    return reading + Reading.spent, sum(len(ids) for ids in trainer.train_dataset["input_ids"])
+
+
+PREPARED_BY = {"tunekit": prepared_by_tunekit, "trl": prepared_by_trl}
 
 
 def child(name: str, small: Path, work: Path, out: Path) -> None:
     """Prepares a little first, then the work under the clock; prints the CPU seconds."""
-    one = {"tunekit": prepared_by_tunekit, "trl": prepared_by_trl}[name]
-    one(small, out / "small")
-    before = cpu_seconds()
-    tokens = one(work, out / "whole")
-    spent = cpu_seconds() - before if name == "tunekit" else prepared_by_trl.spent  # type: ignore[attr-defined]
+    PREPARED_BY[name](small, out / "small")
+    spent, tokens = PREPARED_BY[name](work, out / "whole")
     print(json.dumps({"cpu": spent, "tokens": tokens}))
 
 
@@ -201,6 +212,7 @@ def main() -> None:
         default=2100,
         help="rows of the stream at 1x; more than its window and its shuffling hold",
     )
+    parser.add_argument("--turns", type=int, default=3, help="runs of each preparation at each size")
     parser.add_argument("--parts", default="train,prepare,stream")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,11 +21,22 @@ Tokens = tuple[list[int], list[Span]]  # ids, and the characters that each of th
 
 
 class Places(NamedTuple):
-    """The tokens of a row: ids, and where each begins and ends in its text (neither ever decreases)."""
+    """The tokens of a row: ids, and where each stands in its text (beginnings and ends never decrease).
+
+    ``at`` is asked for a few tokens only: fetching the places of all of them costs more than all that is done with
+    them.
+    """
 
     ids: list[int]
-    starts: list[int]
-    ends: list[int]
+    at: Callable[[int], Span]
+
+    def ended(self, position: int) -> int:
+        """How many tokens end at or before a character."""
+        return bisect_right(range(len(self.ids)), position, key=lambda token: self.at(token)[1])
+
+    def begun(self, position: int) -> int:
+        """How many tokens begin before a character."""
+        return bisect_left(range(len(self.ids)), position, key=lambda token: self.at(token)[0])
 
 
 class RowEncoder:
@@ -61,10 +72,10 @@ class RowEncoder:
                 the data in no other way than as a control token.
         """
         clean = [row.text for row in rows if not row.literals]
-        batch = iter(self._batch(clean)) if clean else iter(())
+        batch = iter(self._batch(clean) if clean else ())
         return [self._encoded(row, self._pieces(row) if row.literals else next(batch)) for row in rows]
 
-    def _batch(self, texts: Sequence[str], *, split: bool = False) -> list[Tokens]:
+    def _batch(self, texts: Sequence[str], *, split: bool = False) -> list[Places]:
         out = self.tokenizer(
             list(texts),
             add_special_tokens=False,
@@ -72,39 +83,42 @@ class RowEncoder:
             truncation=False,
             return_attention_mask=False,
             return_token_type_ids=False,
-            return_offsets_mapping=True,
             split_special_tokens=split,
             verbose=False,
         )
-        return list(zip(out["input_ids"], out["offset_mapping"], strict=True))
+        assert out.encodings is not None, type(self.tokenizer)
+        both = zip(out["input_ids"], out.encodings, strict=True)
+        return [Places(ids, encoding.token_to_chars) for ids, encoding in both]
 
-    def _encoded(self, row: Rendered, tokens: Tokens) -> Encoded:
-        ids, offsets = tokens
+    def _read(self, text: str, *, split: bool = False) -> Tokens:
+        ids, at = self._batch([text], split=split)[0]
+        return ids, [at(token) for token in range(len(ids))]
+
+    def _encoded(self, row: Rendered, places: Places) -> Encoded:
+        ids = places.ids
         if row.document:
             whole = (*self._beginning, *ids, self._end_of_text)
             return Encoded(whole, (True,) * len(whole), (len(whole) - 1,), 0, row.text)
-        places = Places(ids, [begin for begin, _ in offsets], [end for _, end in offsets])
         mask = [False] * len(ids)
-        for span in row.trained:
-            first, last = self._covered(row.text, places, span)
+        covered = {span: self._covered(row.text, places, span) for span in row.trained}
+        for first, last in covered.values():
             mask[first:last] = [True] * (last - first)
         learned = [turn for turn in row.turns if any(b < turn.end and turn.start < e for b, e in row.trained)]
         stops = tuple(self._stop_positions(row.text, learned, places))
         prompt = len(ids)
         if row.turns:
             last_turn = (learned or row.turns)[-1]
-            prompt = self._covered(row.text, places, (last_turn.start, last_turn.end))[0]
+            span = last_turn.start, last_turn.end
+            prompt = (covered.get(span) or self._covered(row.text, places, span))[0]
         return Encoded(tuple(ids), tuple(mask), stops, prompt, row.text)
 
     def _covered(self, text: str, places: Places, span: Span) -> Span:
         """The tokens ``[first, last)`` whose characters overlap a span."""
-        ids, starts, ends = places
-        first, last = bisect_right(ends, span[0]), bisect_left(starts, span[1])
-        while first and starts[first - 1] == ends[first - 1] == span[0] == (ends[first - 2] if first > 1 else 0):
+        (ids, at), begin = places, span[0]
+        first, last = places.ended(begin), places.begun(span[1])
+        while first and at(first - 1) == (begin, begin) and begin == (at(first - 2)[1] if first > 1 else 0):
             first -= 1  # a token of no width at the beginning, when it is not a space cut off the token before
-        while (
-            first < last and starts[first] < span[0] and self._written_before(text, ids[first], starts[first], span[0])
-        ):
+        while first < last and (start := at(first)[0]) < begin and self._written_before(text, ids[first], start, begin):
             first += 1
         return first, max(first, last)
 
@@ -117,7 +131,7 @@ class RowEncoder:
         """Positions of the end-of-turn tokens of ``turns``."""
         for turn in turns:
             if turn.stop is not None:
-                position = bisect_right(places.ends, turn.stop[0])
+                position = places.ended(turn.stop[0])
                 if places.ids[position] == self.tokenizer.convert_tokens_to_ids(text[slice(*turn.stop)]):
                     yield position
 
@@ -137,7 +151,7 @@ class RowEncoder:
                             fix="use a tokenizer with an eos_token")  # fmt: skip
         return int(self.tokenizer.eos_token_id)
 
-    def _pieces(self, row: Rendered) -> Tokens:
+    def _pieces(self, row: Rendered) -> Places:
         """Tokenizes a row that holds control-token strings of its own.
 
         The text is cut at the template's control tokens. A section with such a string is read as if there were no
@@ -148,10 +162,10 @@ class RowEncoder:
         for begin, end, own in self._sections(row):
             inner = [(b - begin, e - begin) for b, e in own]
             part = row.text[begin:end]
-            more, where = self._section(part, inner, begin > 0) if own else self._batch([part])[0]
+            more, where = self._section(part, inner, begin > 0) if own else self._read(part)
             ids += more
             offsets += [(begin + b, begin + e) for b, e in where]
-        return ids, offsets
+        return Places(ids, offsets.__getitem__)
 
     def _sections(self, row: Rendered) -> list[tuple[int, int, list[Span]]]:
         """Cuts a text into sections ``(begin, end, literals)`` so that those with literals hold no control token."""
@@ -203,8 +217,8 @@ class RowEncoder:
     def _as_text(self, text: str, inside: bool) -> Tokens:
         """Reads text as if there were no special tokens; ``inside``: it does not stand at the beginning of its row."""
         if not inside or not self._anchor:
-            return self._batch([text], split=True)[0]
-        ids, offsets = self._batch([self._anchor + text], split=True)[0]
+            return self._read(text, split=True)
+        ids, offsets = self._read(self._anchor + text, split=True)
         width = len(self._anchor)
         first = next((k for k, (_, end) in enumerate(offsets) if end > width), len(ids))
         return ids[first:], [(max(0, b - width), e - width) for b, e in offsets[first:]]
@@ -218,11 +232,11 @@ class RowEncoder:
         """
         name = next((n for n in self._ids.values() if n not in {self.tokenizer.unk_token}), "")
         probe = "word"
-        alone, _ = self._batch([probe])[0]
-        there = self._batch([name + probe])[0][0][1:] if name else alone
+        alone, _ = self._read(probe)
+        there = self._read(name + probe)[0][1:] if name else alone
         if alone == there:
             return ""
-        behind = self._batch(["\n" + probe])[0]
+        behind = self._read("\n" + probe)
         if [t for t, (_, end) in zip(*behind, strict=True) if end > 1] != there:
             raise UserError(
                 f"the tokenizer ({type(self.tokenizer).__name__}) cannot read a part of a text as it reads the whole",

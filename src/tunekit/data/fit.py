@@ -38,6 +38,16 @@ class Encoding:
     detail: str = ""
     overlong: bool = False
 
+    @property
+    def stay(self) -> int:
+        """The tokens of ``examples``."""
+        return sum(len(row["input_ids"]) for row in self.examples)
+
+    @property
+    def labelled(self) -> int:
+        """Those of them with a label."""
+        return sum(len(row["labels"]) - row["labels"].count(IGNORED) for row in self.examples)
+
 
 class Fitter:
     """Turns examples into rows of at most ``max_length`` tokens.
@@ -96,21 +106,27 @@ class Fitter:
 
     @staticmethod
     def _row(encoded: Encoded, begin: int, end: int) -> dict[str, Any]:
-        ids, trained = encoded.input_ids[begin:end], encoded.trained[begin:end]
-        labels = [
-            token if known and position else IGNORED
-            for position, (token, known) in enumerate(zip(ids, trained, strict=True))
-        ]
+        ids = list(encoded.input_ids[begin:end])
         return {
             "length": len(ids),
-            "input_ids": list(ids),
-            "labels": labels,
+            "input_ids": ids,
+            "labels": labels_of(ids, encoded.trained[begin:end]),
             "turn_ends": [at - begin for at in encoded.turn_ends if begin <= at < end and at > begin],
             "truncated": end < len(encoded.input_ids),
             "prompt_tokens": encoded.prompt_tokens,
             "prompt": "",
             "reference": "",
         }
+
+
+def labels_of(ids: list[int], trained: Sequence[bool]) -> list[int]:
+    """The tokens that are trained, IGNORED in the place of others and of the first, which nothing predicts."""
+    labels, mask, last = [IGNORED] * len(ids), bytes(trained), 1
+    while (first := mask.find(1, last)) >= 0:  # run by run: a row has few
+        last = mask.find(0, first)
+        last = len(ids) if last < 0 else last
+        labels[first:last] = ids[first:last]
+    return labels
 
 
 def trained_turns(rendered: Rendered) -> int:

@@ -39,7 +39,7 @@ class Gate:
         ids, labels = example["input_ids"], example["labels"]
         starts = [*example["starts"], len(ids)]
         for begin, end in itertools.pairwise(starts):
-            if not any(label >= 0 for label in labels[begin + 1 : end]):
+            if max(labels[begin + 1 : end], default=-1) < 0:
                 self._add("no token of the example is trained", where)
             if self.bos_id is not None and end - begin > 1 and ids[begin] == ids[begin + 1] == self.bos_id:
                 self._add("the text begins with two beginning-of-sequence tokens", where)

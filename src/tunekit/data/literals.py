@@ -53,11 +53,17 @@ def strings_in(value: Any) -> Iterator[str]:
 
 def _occurs(pattern: re.Pattern[str], value: Any) -> bool:
     """Whether a string inside ``value`` matches; every row is asked, so this is the quick way through."""
-    if isinstance(value, str):
-        return pattern.search(value) is not None
-    if isinstance(value, dict):
-        return any(_occurs(pattern, key) or _occurs(pattern, item) for key, item in value.items())
-    return isinstance(value, list) and any(_occurs(pattern, item) for item in value)
+    waiting = [value]
+    for item in waiting:  # which grows while it is walked
+        if isinstance(item, str):
+            if pattern.search(item):
+                return True
+        elif isinstance(item, dict):
+            waiting += item
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
+    return False
 
 
 def plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,7 +175,7 @@ class Renderer:
                 conversations=[messages],
                 tools=tools,
                 chat_template=template,
-                return_assistant_tokens_mask=_MARK.search(template) is not None,
+                return_assistant_tokens_mask=_marks_answers(template),
                 add_generation_prompt=generation_prompt,
                 **self._special,
             )
@@ -196,7 +197,7 @@ class Renderer:
     def _learn(self, template: str) -> Facts:
         facts = learn(self._locator(template, None, Facts()))
         facts = replace(facts, calls=calls_scan(self._locator(template, plain(PROBE_TOOLS), facts)))
-        if _MARK.search(template) and facts.tail:
+        if _marks_answers(template) and facts.tail:
             text, marks = self._draw(template, PROBE, None, False)
             if not enclose(text, marks, PROBE):
                 raise UserError(
@@ -212,6 +213,11 @@ class Renderer:
             return marked_turns(text, marks, messages, locator)
         found = scan(text, messages, locator.facts)
         return locator.turns(text, messages) if found is None else found
+
+
+@cache
+def _marks_answers(template: str) -> bool:
+    return _MARK.search(template) is not None
 
 
 def message_dict(message: Message) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -79,6 +81,12 @@ class RowFile:
         import pyarrow as pa
 
         self.table: pa.Table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+        batches = self.table.to_batches()
+        self._starts = [0, *itertools.accumulate(batch.num_rows for batch in batches)]
+        self._readers = [
+            {name: _reader(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+            for batch in batches
+        ]
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -89,7 +97,22 @@ class RowFile:
         return values
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {name: self.table[name][index].as_py() for name in self.table.column_names}
+        batch = bisect_right(self._starts, index) - 1
+        at = index - self._starts[batch]
+        return {name: value(at) for name, value in self._readers[batch].items()}
+
+
+def _reader(column: pa.Array) -> Callable[[int], Any]:
+    """Gives one value of a column, through numpy's view of it where there is one: Arrow's own values are slow."""
+    import pyarrow as pa
+
+    if pa.types.is_list(column.type) and not column.null_count:
+        offsets, values = column.offsets.to_numpy(), column.values.to_numpy()
+        return lambda index: values[offsets[index] : offsets[index + 1]].tolist()
+    if pa.types.is_integer(column.type) and not column.null_count:
+        number: Callable[[int], Any] = column.to_numpy().item
+        return number
+    return lambda index: column[index].as_py()
 
 
 def join(rows: Sequence[Mapping[str, Any]], isolated: bool) -> dict[str, Any]:
@@ -104,17 +127,20 @@ def join(rows: Sequence[Mapping[str, Any]], isolated: bool) -> dict[str, Any]:
     labels: list[int] = []
     ends: list[int] = []
     positions: list[int] = []
+    apart = isolated and len(rows) > 1
     for row in rows:
         starts.append(at)
         ids += row["input_ids"]
-        labels += [IGNORED, *row["labels"][1:]]  # nothing precedes a first token: it cannot be predicted
+        labels += row["labels"]
+        labels[at] = IGNORED  # nothing precedes a first token: it cannot be predicted
         ends += [at + end if end >= 0 else end for end in row["turn_ends"]]
-        positions += range(len(row["input_ids"]))
+        if apart:
+            positions += range(len(row["input_ids"]))
         at = len(ids)
     return {
         "rows": [row["number"] for row in rows],
         "starts": starts,
-        "position_ids": positions if isolated and len(rows) > 1 else None,
+        "position_ids": positions if apart else None,
         "length": len(ids),
         "input_ids": ids,
         "labels": labels,

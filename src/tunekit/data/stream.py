@@ -105,8 +105,7 @@ class Stream:
                 self.ledger.check(self.recipe.data.max_drop_rate)
             return
         self.content.update(encoding.text.encode("utf-8", "surrogatepass"))
-        stay = sum(len(item["input_ids"]) for item in encoding.examples)
-        trained = sum(label >= 0 for item in encoding.examples for label in item["labels"])
+        stay, trained = encoding.stay, encoding.labelled
         fate: Fate = "truncated" if stay < encoding.tokens else "kept"
         reason = "cut at data.max_length" if stay < encoding.tokens else ""
         self.ledger.add(Entry("train", origin, fate, reason, "", stay, trained, encoding.tokens - stay))
