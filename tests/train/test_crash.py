@@ -313,8 +313,9 @@ def test_power_cut_after_training(every, case_of):
 # ---- T1: killed at random moments
 
 
-@pytest.mark.parametrize("trials", [4, pytest.param(20, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("name", "trials"), [("full", 4), *(pytest.param(name, 20, marks=pytest.mark.slow) for name in METHODS)]
+)
 def test_killed_at_random_moments(name, trials, case_of):
     case, draw = case_of(name), random.Random(f"{SEED} {name}")
     print(f"measured: seed {SEED} {name}")
@@ -340,7 +341,7 @@ def test_killed_at_random_moments(name, trials, case_of):
 
 
 @pytest.mark.parametrize("trials", [2, pytest.param(10, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_asked_to_end_at_a_random_step(number, trials, case_of):
     case, draw = case_of("long"), random.Random(SEED + trials)
     whole = case.reference_end.seconds

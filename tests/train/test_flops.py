@@ -226,7 +226,7 @@ def test_the_record_counts_all_ranks():
     ranks = SimpleNamespace(world=2, sum=lambda values: [a + b for a, b in zip(values, other, strict=True)])
     trainer = SimpleNamespace(
         state=state, tokens_seen=200, trained_seen=90, positions_seen=300, flops_seen=1_000_000_000,
-        ranks=ranks, ceiling=4e9, seconds_before=2.0,
+        ranks=ranks, ceiling=4e9, seconds_before=2.0, padded_because="",
     )  # fmt: skip
     facts = training_facts(trainer, 9.0, 4.0)
     assert (facts["tokens"], facts["trained_tokens"], facts["model_flops"]) == (600, 240, 6e9)

@@ -159,6 +159,7 @@ def test_an_exception_is_told_by_its_first_line_and_the_log_has_the_rest(case):
     assert "and more" in two.log
 
 
+@pytest.mark.slow
 def test_a_rank_that_leaves_without_a_word(case):
     two = case("crashes_after", "leaves", grace=GRACE)
     two.begin()
@@ -166,6 +167,7 @@ def test_a_rank_that_leaves_without_a_word(case):
     assert "Connection closed by peer" in two.log
 
 
+@pytest.mark.slow
 def test_memory_is_the_machines(case):
     two = case("beats", "has_no_memory")
     two.begin()
@@ -173,6 +175,7 @@ def test_memory_is_the_machines(case):
     assert (error.args, error.exit_code) == (("rank 1 failed: MemoryError",), 4)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_named_also_when_the_other_ends_first(case):
     """The kernel may close a dying process's connections long before it can be waited for."""
     two = case("crashes_first", "is_killed_late", grace=GRACE)
@@ -180,6 +183,7 @@ def test_a_killed_rank_is_named_also_when_the_other_ends_first(case):
     assert two.error(MachineError).args == ("rank 1 was killed by SIGKILL",)
 
 
+@pytest.mark.slow
 def test_the_children_of_a_killed_rank_are_killed(case):
     two = case("has_a_child", "has_a_child")
     pids = two.begin()
@@ -258,7 +262,9 @@ def test_a_rank_whose_launcher_is_gone_does_not_start(case):
     assert not two.pids()
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_is_handed_on_once_and_what_rank_0_tells_comes_back(case, signum, code):
     two = case("stops", "stops")
     process = launcher(two)
@@ -270,6 +276,7 @@ def test_a_signal_is_handed_on_once_and_what_rank_0_tells_comes_back(case, signu
         assert json.loads((two.data / f"rank-{rank}.signals").read_text()) == [signal.SIGTERM]
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_everything_at_once(case):
     two = case("beats", "waits")
     process = launcher(two)
@@ -296,6 +303,7 @@ def test_a_run_that_finishes_though_asked_to_stop_is_finished(case):
     two.nothing_is_left()
 
 
+@pytest.mark.slow
 def test_a_rank_that_somebody_else_asked_to_stop_ends_all(case):
     two = case("stops", "is_asked_by_another")
     two.begin()

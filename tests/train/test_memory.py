@@ -104,7 +104,7 @@ def test_a_run_with_the_probe_has_the_same_weights(sets, ready):
             found = probe(trainer, plan, where)
             assert settled(trainer) == before
             assert all(torch.equal(value, own[name]) for name, value in weights(trainer).items())
-            assert found.micro_batch == plan.micro_batch_size and found.peak_gb > 0 and 0 < found.tokens <= 128
+            assert found.micro_batch == plan.micro_batch_size and found.peak_gb >= 0 and 0 < found.tokens <= 128
         trainer.train()
         trained.append(weights(trainer))
     assert all(torch.equal(value, trained[1][name]) for name, value in trained[0].items())
@@ -185,7 +185,7 @@ def test_a_refusal_or_a_whole_run_under_a_small_limit(ready, long_last, note):
     """The longest row last: whatever the limit, a run is refused before its first step, or reaches its last."""
     trainer, plan, where = ready(
         data__train=[{"path": str(long_last)}], **TIGHT | {"train__batch_size": 6, "train__micro_batch_size": 6}
-        | {"model__name": WIDE.replace("layers=2", "layers=8")}, train__max_steps=3,
+        | {"model__name": WIDE.replace("hidden=256", "hidden=768")}, train__max_steps=3,
     )  # fmt: skip
 
     def run():
