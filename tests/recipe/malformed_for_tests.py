@@ -82,6 +82,7 @@ RECIPES = {
     "nothing to group: packed": ("method: sft\ndata: {train: [{path: a}], packing: true}\ntrain: {group_by_length: true}\n", [("3:9", "nothing to group with `data.packing`", "leave one of them out")]),
     "nothing to group: streamed": ("method: sft\ndata: {train: [{path: a}], streaming: true}\ntrain: {max_steps: 3, group_by_length: true}\n", [("3:23", "with `data.streaming`", "leave one")]),
     "nothing to group: in order": ("method: sft\ndata: {train: [{path: a}], shuffle: false}\ntrain: {group_by_length: true}\n", [("3:9", "with `data.shuffle: false`", "leave one")]),
+    "a compiler's mode without compiling": (GOOD + "train:\n  extra: {torch_compile_mode: default}\n", [("4:11", "'train.extra.torch_compile_mode' needs `train.compile: on`", "set it")]),
     "batch and processes": (GOOD + "train: {batch_size: 10}\nlaunch: {processes: 4}\n", [("3:9", "'train.batch_size' (10) cannot be shared by 4 processes", "a multiple of 4")]),
     "micro-batch": (GOOD + "train: {batch_size: 12, micro_batch_size: 4}\nlaunch: {processes: 2}\n", [("3:25", "'train.micro_batch_size' (4) does not divide the 6 examples", "a divisor")]),
     "no processes": (GOOD + "launch: {processes: 0}\n", [("3:10", "'launch.processes' must be >= 1; it is 0", "auto")]),

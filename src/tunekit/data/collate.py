@@ -18,7 +18,7 @@ class Collator:
 
     A causal model never looks to the right, so right padding needs no attention mask; leaving it out keeps attention
     on its fast path (a dense mask was the largest single slowdown measured). Packed rows restart ``position_ids`` at
-    each example, by which transformers keeps the examples of a row apart.
+    each example, by which the examples of a row are told apart.
 
     Args:
         pad_id: token that fills up; its labels are ignored by position, so it may equal a real token such as EOS.

@@ -17,7 +17,7 @@ def recipe_problems(recipe: Recipe, document: Document) -> list[Problem]:
     def at(*path: str | int) -> str:
         return document.place(path)
 
-    rules = (_length, _batch, _grouping, _evaluation, _streaming, _names)
+    rules = (_length, _batch, _grouping, _compiling, _evaluation, _streaming, _names)
     return [Problem(what, at(*path), fix) for rule in rules for path, what, fix in rule(recipe)]
 
 
@@ -67,6 +67,18 @@ def _grouping(recipe: Recipe) -> Found:
             f"'train.group_by_length' has nothing to group with `data.{name}`",
             "leave one of them out",
         )
+
+
+def _compiling(recipe: Recipe) -> Found:
+    if recipe.train.compile == "on":
+        return
+    for name in ("torch_compile_backend", "torch_compile_mode"):
+        if recipe.train.extra.get(name) is not None:  # Trainer would compile for its sake
+            yield (
+                ("train", "extra", name),
+                f"'train.extra.{name}' needs `train.compile: on`",
+                "set it, or leave this out",
+            )
 
 
 def has_eval(recipe: Recipe) -> bool:

@@ -149,7 +149,7 @@ def causal_trainer(
         callbacks=callbacks,
     )
     arithmetic = trainer.accelerator.autocast
-    trainer.look_at_model(run_flat(model, plan, arithmetic(), compiled=compiled))
+    trainer.look_at_model(run_flat(model, plan, arithmetic(), compiled=trainer.args.torch_compile))
     if trainer.padded_because and plan.recipe.data.packing and METHODS.load(plan.method).ISOLATED:
         check_isolated(model, collator, min(plan.micro_batch_size, 2), arithmetic())
     return trainer
