@@ -50,8 +50,8 @@ WHOLE_ENVIRONMENT = {
 IMPORTED_INSIDE_FUNCTIONS = {
     "tunekit.kernels.attention", "tunekit.kernels.label_loss", "tunekit.kernels.segments",
     "tunekit.train.causal", "tunekit.train.trainer", "tunekit.train.batches", "tunekit.train.muon",
-    "tunekit.train.callbacks", "tunekit.train.ranks", "tunekit.train.saving",
-    "tunekit.evaluate.statistics",
+    "tunekit.train.callbacks", "tunekit.train.guards", "tunekit.train.late", "tunekit.train.ranks",
+    "tunekit.train.saving", "tunekit.evaluate.statistics",
 }  # fmt: skip
 
 

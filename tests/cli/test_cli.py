@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 import tunekit
 from tunekit.cli.app import app
+from tunekit.core.errors import MachineError
 from tunekit.core.registry import METHODS
 from tunekit.recipe.load import load
 
@@ -234,6 +236,76 @@ def test_the_life_of_the_cache(run, recipe, tmp_path):
     assert "deleted 0" in run("data", "cache", "clear", "--older-than", "1").stdout
     assert "deleted 1" in run("data", "cache", "clear").stdout
     assert "0 kept" in run("data", "cache", "list").stdout
+
+
+def test_plan_names_packing_attention_kernels_and_compile(run, recipe):
+    lines = run("plan", recipe, *SMALL, "--set", "model.attention=sdpa").stdout.splitlines()
+    (line,) = [line.split(maxsplit=2) for line in lines if line.startswith("  speed settings")]
+    assert line[2] == "packing off, attention sdpa, kernels none, compile off"
+    lines = run("plan", recipe, *SMALL, "--set", "data.packing=true", "--set", "train.compile=on").stdout.splitlines()
+    (line,) = [line.split(maxsplit=2) for line in lines if line.startswith("  speed settings")]
+    assert line[2] == "packing on, attention auto (without padding if the model allows), kernels none, compile on"
+
+
+MISSING = ["--set", "data.train.0.path=trian.jsonl", "--set", 'data.eval=[{path: "evla.jsonl"}]']
+
+
+@pytest.mark.parametrize("words", [["sft"], ["sft", "--resume"], ["sft", "-o", "out"], ["plan"], ["data", "preview"]])
+def test_a_missing_data_path_leaves_nothing_behind(run, recipe, words):
+    Path("train.jsonl").touch()
+    before = files()
+    refused = run(*words, recipe, *MISSING)
+    assert refused.exit_code == 2, refused.output
+    places = f"in the recipe's folder, which is also the working folder ({Path.cwd()})"
+    assert f"there is no 'trian.jsonl' {places}" in refused.stderr
+    assert "did you mean 'train.jsonl'?" in refused.stderr
+    assert "data.train.0.path" in refused.stderr and "data.eval.0.path" in refused.stderr  # all at once
+    assert files() == before and not Path("out").exists() and not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("model.name", "./no/model"), ("model.tokenizer", "./no"), ("model.chat_template", "no.jinja")]
+)
+def test_a_missing_model_leaves_nothing_behind(run, recipe, key, value):
+    refused = run("sft", recipe, "--json", "--set", f"{key}={value}")
+    (problem,) = json.loads(refused.stdout.splitlines()[-1])["problems"]
+    assert (refused.exit_code, problem["where"]) == (2, key)
+    assert value in problem["what"]
+    assert not Path("runs").exists()
+
+
+def test_a_run_folder_is_previewed_by_the_hint_that_is_shown_after_a_run(run, monkeypatch):
+    Path("recipes").mkdir()
+    row = {"messages": [{"role": "user", "content": "one"}, {"role": "assistant", "content": "eins"}]}
+    Path("recipes/rows.jsonl").write_text((json.dumps(row) + "\n") * 4)
+    data = "data: {train: [{path: rows.jsonl}], max_length: 64}"
+    Path("recipes/r.yaml").write_text(f"method: sft\n{data}\ntrain: {{max_steps: 1, batch_size: 2, threads: 1}}\n")
+    done = run("sft", "recipes/r.yaml", "-o", "my runs/x")
+    assert done.exit_code == 0, done.output
+    hint = next(line.split("tunekit ")[1] for line in done.stdout.splitlines() if "data preview" in line)
+    shown = run(*shlex.split(hint))
+    assert shown.exit_code == 0, shown.output
+    assert "«eins<|im_end|>»" in shown.stdout
+    assert run("data", "preview", "recipes").exit_code == 2  # a folder, but of no run
+
+
+def test_a_run_that_fails_tells_how_far_it_came(run, recipe, monkeypatch):
+    def trained(job, folder, *_):
+        folder.metrics.write_text('{"step": 1, "loss": 3.5}\n')
+        raise MachineError("out of luck")
+
+    monkeypatch.setattr("tunekit.train.pipeline._trained", trained)
+    failed = run("sft", recipe, *SMALL, "--set", "train.epochs=3", "-o", "out")
+    assert failed.exit_code == 4
+    assert "tunekit runs show out" in failed.stderr
+    record = json.loads(Path("out/record.json").read_text())
+    # 57 rows in batches of 32: 2 steps a pass
+    assert record["progress"] == {
+        "step": 1, "planned_steps": 6, "loss": 3.5, "loss_step": 1, "checkpoint": None, "command": "tunekit resume out",
+    }  # fmt: skip
+    shown = run("runs", "show", "out").stdout
+    assert "It came to step 1 of 6. The last logged loss is 3.500, of step 1." in shown
+    assert "tunekit resume out" in shown
 
 
 def test_runs_list_of_nothing(run):

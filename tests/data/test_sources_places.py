@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -59,9 +60,11 @@ def test_what_datasets_saves_to_disk_is_read_without_its_bookkeeping(tmp_path):
     [
         ("trian.jsonl", "did you mean 'train.jsonl'?"),
         ("./train.json", "did you mean 'train.jsonl'?"),
-        ("data/eval.csv", "does not exist"),
+        ("data/eval.csv", "data does not exist"),
+        ("sbu/train.jsonl", "did you mean 'sub'?"),
+        ("train.jsonl/x.json", "correct the path"),
         ("sub/trian", "did you mean 'train'?"),
-        ("*.parquet", "looked in"),
+        ("*.parquet", "starts at the recipe's folder"),
         ("/nowhere/at/all.json", "the folder /nowhere"),
     ],
 )
@@ -70,11 +73,24 @@ def test_a_missing_file_names_the_nearest_and_never_asks_the_network(path, fix, 
     monkeypatch.setitem(sys.modules, "datasets", None)
     write(tmp_path, "train.jsonl", LINES)
     write(tmp_path, "sub/train/a.jsonl", LINES)
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UserError) as caught:
         read(tmp_path, path)
-    assert caught.value.exit_code == 3
-    assert f"'{path}'" in str(caught.value)
+    assert caught.value.exit_code == 2
+    assert f"there is no '{path}'" in str(caught.value)
     assert fix in caught.value.fix
+
+
+def test_a_missing_file_names_the_places_that_were_searched(tmp_path, monkeypatch):
+    (tmp_path / "recipes").mkdir()
+    write(tmp_path, "train.jsonl", LINES)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        read(Path("recipes"), "trian.jsonl")
+    places = f"in the recipe's folder ({tmp_path}/recipes) or the working folder ({tmp_path})"
+    assert str(caught.value) == f"there is no 'trian.jsonl' {places}"
+    assert caught.value.fix == f"did you mean 'train.jsonl'? (in {tmp_path})"
+    with pytest.raises(UserError, match="which is also the working folder"):
+        read(Path(), "trian.jsonl")
 
 
 def test_a_folder_without_data(tmp_path):

@@ -67,8 +67,22 @@ def test_plain_is_one_line_an_event():
 def test_shares_are_shown_in_per_cent():
     out = io.StringIO()
     values = {"padding_share": 0.0, "trained_share": 0.2512, "mfu": 0.4063, "trained_tokens_per_second": 5.0}
-    PlainScreen(out).metrics({"step": 4, "loss": 1.0, "memory_gb": 2.04} | values)
-    assert out.getvalue() == "step 4  loss 1.000  MFU 40.6 %  trained 25.1 %  padding 0.0 %  2.0 GB\n"
+    screen = PlainScreen(out)
+    for step in (4, 5):
+        screen.metrics({"step": step, "loss": 1.0, "memory_gb": 2.04, "eval_loss": 2.0} | values)
+    first, *lines = out.getvalue().splitlines()
+    assert first.startswith("MFU: model FLOPs utilization, ")  # once, where it is first met
+    rest = "loss 1.000  eval loss 2.000  MFU 40.6 %  trained tokens 25.1 %  padding 0.0 %  2.0 GB"
+    assert lines == [f"step 4  {rest}", f"step 5  {rest}"]
+
+
+def test_a_terminal_spells_out_mfu_once():
+    out = Terminal()
+    screen = RichScreen(console=Console(file=out, force_terminal=True, width=120, color_system=None))
+    with screen.step("training", 40, "steps"):
+        for step in (1, 2):
+            screen.metrics({"step": step, "loss": 1.0, "mfu": 0.4})
+    assert out.getvalue().count("model FLOPs utilization") == 1
 
 
 def test_plain_holds_back_lines_that_come_too_fast_but_never_the_last():
@@ -120,7 +134,7 @@ def test_rich_leaves_one_line_for_every_step_and_fits(width):
 def test_rich_gives_the_terminal_back_when_interrupted():
     out, before = Terminal(), (sys.stdout, sys.stderr)
     failing_session(RichScreen(console=Console(file=out, force_terminal=True, width=80, color_system=None)))
-    assert "✗ training stopped after 7 steps" in out.getvalue()
+    assert "✗ training, ended after 7 steps" in out.getvalue()
     assert out.getvalue().rfind("\x1b[?25h") > out.getvalue().rfind("\x1b[?25l")
     assert (sys.stdout, sys.stderr) == before
 
@@ -129,8 +143,15 @@ def test_plain_and_json_tell_an_interrupted_step():
     plain, events = io.StringIO(), io.StringIO()
     failing_session(PlainScreen(plain))
     failing_session(JsonScreen(events))
-    assert "not finished: training stopped after 7 steps" in plain.getvalue()
+    assert "not finished: training, ended after 7 steps" in plain.getvalue()
     assert json.loads(events.getvalue().splitlines()[-1])["finished"] is False
+
+
+def test_a_step_that_fails_before_it_did_anything_counts_nothing():
+    out = io.StringIO()
+    with pytest.raises(UserError), PlainScreen(out).step("loading model"):
+        raise UserError("no")
+    assert re.fullmatch(r"not finished: loading model  0\.\d s", out.getvalue().splitlines()[-1])
 
 
 def test_the_choice():

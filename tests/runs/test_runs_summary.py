@@ -1,14 +1,17 @@
 import io
+import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 from runs_for_tests import EVALUATION, RECORD, make_run
 
 from tunekit.core.errors import UserError
-from tunekit.runs.record import Record, read_record
+from tunekit.runs.lock import RunLock
+from tunekit.runs.record import ProgressPart, Record, read_record, write_record
 from tunekit.runs.report import write_report
 from tunekit.runs.summary import console_summary, plain_summary
-from tunekit.runs.table import run_details, runs_grid, runs_table
+from tunekit.runs.table import progress_of, run_details, runs_grid, runs_table
 from tunekit.runs.verdict import headline
 
 
@@ -64,7 +67,8 @@ data?                Settings / Export.                      under Settings /
                                                              Export.
 
 trained  244 steps, 3.64M tokens at 3.06k a second
-         38.6 % bore loss, 1.2 % padding, MFU 40.6 % of 18.20 TFLOP/s
+         38.6 % trained tokens, 1.2 % padding
+         model FLOPs utilization (MFU) 40.6 % of 18.20 TFLOP/s
 time     21 min 29 s
 model    runs/support-bot/model
 report   runs/support-bot/report.html
@@ -112,6 +116,89 @@ def test_the_list_is_newest_first_and_survives_a_damaged_run(tmp_path):
     assert "no runs here yet" in shown(runs_grid([]))
 
 
+TRACE = "RuntimeError: the kernel failed " + "for a reason that takes long to tell " * 3 + "\nat line 7\nat line 8"
+
+
+def unfinished(path, status, *, checkpoint=None, steps=0, error=None, planned=40):
+    """A run folder as a run leaves it that ended before its end; logged every tenth step."""
+    gone = dict.fromkeys(("evaluation", "training", "artefact"))
+    problems = [{"what": error}] if error else []
+    block = {"title": "t", "problems": problems} if error else None
+    progress = {"planned_steps": planned}
+    folder = make_run(path, status=status, exit_code=1, error=block, progress=progress, **gone)
+    logged = [{"step": step, "loss": 4.0 - step / 10} for step in range(10, steps + 1, 10)]
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in logged))
+    rows = [json.dumps({"step": step, "rows": [[step] * 9000]}) + "\n" for step in range(1, steps + 1)]
+    folder.samples(0).write_text("".join(rows) + '{"step": 99, "ro')  # the last line was torn
+    for step in checkpoint or ():
+        kept = folder.checkpoints / f"step-{step:06d}"
+        kept.mkdir(parents=True)
+        (kept / "weights").write_text("12345")
+        (kept / "MANIFEST.json").write_text(json.dumps({"files": {"weights": {"size": 5}}}))
+    return folder
+
+
+def test_how_far_a_run_came_is_read_from_its_folder(tmp_path):
+    folder = unfinished(tmp_path / "x y", "failed", checkpoint=(10, 20), steps=27)
+    progress = progress_of(folder, read_record(folder))
+    assert (progress.step, progress.planned_steps, progress.loss, progress.loss_step) == (27, 40, 2.0, 20)
+    assert progress.checkpoint == "checkpoints/step-000020"
+    assert progress.command == f"tunekit resume '{folder.path}'"
+    (folder.checkpoints / "step-000020" / "weights").write_text("1234")  # no longer whole
+    assert progress_of(folder, read_record(folder)).checkpoint == "checkpoints/step-000010"
+    (folder.checkpoints / "step-000010" / "MANIFEST.json").write_text("{")
+    assert progress_of(folder, read_record(folder)).checkpoint is None
+    folder.metrics.write_text("{\n")
+    folder.samples(0).unlink()
+    assert progress_of(folder, read_record(folder), ended=False) == ProgressPart(planned_steps=40)
+
+
+def test_show_tells_how_far_a_run_came_and_how_it_goes_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = unfinished(Path("x"), "running", checkpoint=(10, 20), steps=27)  # nobody holds it: it was killed
+    text = " ".join(shown(*run_details(folder.path)).split())
+    assert "It came to step 27 of 40. The last logged loss is 2.000, of step 20." in text
+    assert "The newest whole checkpoint is checkpoints/step-000020: `tunekit resume x` goes on from there." in text
+    assert "next tunekit resume x" in text
+    with RunLock(folder.path, print):
+        text = shown(*run_details(folder.path))
+    assert "step 27 of 40" in text and "tunekit resume" not in text  # it is still at work
+
+
+@pytest.mark.parametrize(
+    ("status", "follows"),
+    [("stopped", "begins the run anew."), ("failed", "begins the run anew, with --set KEY=VALUE for what is wrong")],
+)
+def test_show_of_a_run_without_a_checkpoint(tmp_path, monkeypatch, status, follows):
+    monkeypatch.chdir(tmp_path)
+    folder = unfinished(Path("x"), status, error="no luck" if status == "failed" else None)
+    record = read_record(folder)
+    write_record(folder, record.updated(progress=progress_of(folder, record)))
+    text = " ".join(shown(*run_details(folder.path)).split())
+    assert f"No training step was done. There is no checkpoint: `tunekit resume x` {follows}" in text
+    assert "next tunekit resume x" in text
+    assert "begins the run anew" in write_report(folder).read_text()
+
+
+def test_the_command_is_one_for_where_the_user_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = unfinished(Path("runs/x"), "stopped", checkpoint=(10,), steps=10)
+    record = read_record(folder)
+    write_record(folder, record.updated(progress=progress_of(folder, record)))
+    monkeypatch.chdir(tmp_path / "runs")
+    assert "next tunekit resume x" in " ".join(shown(*run_details(Path("x"))).split())
+
+
+def test_a_long_error_is_cut_in_the_list_and_whole_in_show(tmp_path):
+    folder = unfinished(tmp_path / "x", "failed", error=TRACE, steps=27)
+    (row,) = runs_table(tmp_path)
+    assert row.note == "RuntimeError: the kernel failed for a reason that takes lon…"
+    text = shown(runs_grid([row]))
+    assert "at line 7" not in text and all(len(line) <= 80 for line in text.splitlines())
+    text = shown(*run_details(folder.path))
+    assert "at line 7" in text and "at line 8" in text
+
+
 def test_show_tells_everything(run):
     text = shown(*run_details(run.path))
     for expected in (
@@ -138,7 +225,8 @@ def test_a_run_that_did_not_measure_its_device_names_no_mfu(tmp_path):
     training = {name: value for name, value in RECORD["training"].items() if name not in ("mfu", "matmul_tflops")}
     folder = make_run(tmp_path / "x", training=training)
     text = plain_summary(read_record(folder), folder)
-    assert "         38.6 % bore loss, 1.2 % padding\n" in text
+    assert "         38.6 % trained tokens, 1.2 % padding\n" in text
+    assert "MFU" not in text
     older = {name: training[name] for name in ("steps", "epochs", "tokens", "trained_tokens", "tokens_per_second")}
     folder = make_run(tmp_path / "older", training=older)
     text = plain_summary(read_record(folder), folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tunekit.core.files import sha256_file
+from tunekit.plan.plan import Plan
 
 EVAL = {"data__eval": {"count": 5}, "eval__every": 1, "eval__batch_size": 4}
 
@@ -30,7 +31,8 @@ def test_the_manifest_lists_every_file_and_no_pickle_of_arguments(plan_of, run_p
         for file, facts in manifest["files"].items():
             assert facts == {"size": (folder / file).stat().st_size, "sha256": sha256_file(folder / file)}, file
         assert manifest["step"] == int(name.removeprefix("step-"))
-        assert manifest["plan"] == plan.hash and manifest["data"] and manifest["versions"]["transformers"]
+        assert manifest["plan"] == Plan.load(Path(plan.run_dir) / "plan.json").hash
+        assert manifest["data"] and manifest["versions"]["transformers"]
     assert not (Path(plan.run_dir) / ".staging").exists()
 
 

@@ -38,6 +38,17 @@ def test_without_a_compiler_auto_does_not_and_on_is_refused(plan_of, monkeypatch
         plan_of(train__compile="on")
 
 
+def test_it_is_decided_once_a_run_that_is_made_longer_keeps_to_it(plan_of):
+    from tunekit.train.resume import _as_settled
+
+    short, long = (plan_of("pretrain", data__packing=True, train__max_steps=steps) for steps in (1, 10**6))
+    assert compiles(long, ENOUGH) and not compiles(short, ENOUGH / 1000)
+    begun = short.model_copy(update={"compiled": False})
+    assert not compiles(_as_settled(begun, long), ENOUGH)
+    asked = plan_of("pretrain", data__packing=True, train__compile="on")
+    assert compiles(_as_settled(begun, asked), ENOUGH)  # another word of the recipe
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", [None, {"kind": "lora", "r": 4}])
 def test_a_compiled_run_has_the_same_losses_and_says_that_it_is_padded(adapter, plan_of, run_plan, note):

@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 from crash_for_tests import LORA, MODES, Case, Server, build_shim
 
-from tunekit.train.checkpoint import checkpoints, verify
+from tunekit.runs.layout import checkpoints
+from tunekit.train.checkpoint import verify
 
 SEED = 20_251
 EVAL = {"data": {"eval": {"count": 5}}, "eval": {"every": 2, "batch_size": 4}}

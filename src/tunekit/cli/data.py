@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tunekit.cli.shared import Debug, Overrides, RecipePath, guard, read_recipe
+from tunekit.cli.shared import Debug, Overrides, guard, recipe_or_run
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
@@ -20,7 +20,7 @@ def _group() -> None:
 
 @app.command("preview")
 def preview(
-    recipe: RecipePath,
+    recipe: Annotated[Path, typer.Argument(help="The recipe, or the folder of a run.", metavar="RECIPE.yaml|RUN")],
     overrides: Overrides = None,
     rows: Annotated[int, typer.Option("--rows", "-r", min=1, help="How many rows.")] = 3,
     skip: Annotated[int, typer.Option("--skip", min=0, help="Begin after so many rows.")] = 0,
@@ -29,6 +29,8 @@ def preview(
     """Show rendered rows with the trained tokens coloured.
 
     Example: [bold]tunekit data preview recipe.yaml --rows 2[/bold]
+
+    Example: [bold]tunekit data preview runs/recipe[/bold]
     """
     with guard(debug=debug):
         show(recipe, overrides, rows, skip)
@@ -44,8 +46,9 @@ def show(path: Path, overrides: list[str] | None, rows: int, skip: int) -> None:
     from tunekit.data.preview import coloured, marked
     from tunekit.train.inputs import Inputs
 
-    recipe = read_recipe(path, None, overrides)
-    inputs = Inputs(recipe, path.parent)
+    recipe, base = recipe_or_run(path, overrides)
+    inputs = Inputs(recipe, base)
+    inputs.look()
     console = Console(soft_wrap=True)
     for origin, example in islice(inputs.reader.examples(recipe.data.train), skip, skip + rows):
         if isinstance(example, str):

@@ -101,25 +101,24 @@ def plan(recipe: RecipePath, overrides: Overrides = None, json: Json = False, de
         import tempfile
 
         from tunekit.train.inputs import Inputs
-        from tunekit.train.pipeline import say_ledger
+        from tunekit.train.pipeline import planned_steps, say_ledger
 
+        inputs = Inputs(checked, recipe.parent)
+        inputs.look()
         with tempfile.TemporaryDirectory() as folder:
-            prepared = Inputs(checked, recipe.parent).prepare(screen, Path(folder))
+            prepared = inputs.prepare(screen, Path(folder))
             facts = prepared.facts
         if json:
             typer.echo(jsonlib.dumps({"plan": resolved.model_dump(mode="json"), "data": facts}, ensure_ascii=False))
             return
         say_ledger(facts, screen)
-        for name, value in describe(resolved, facts):
+        for name, value in describe(resolved, facts, planned_steps(resolved, facts)):
             typer.echo(f"  {name:<22} {value}")
 
 
-def describe(plan: Plan, facts: dict[str, Any]) -> list[tuple[str, str]]:
+def describe(plan: Plan, facts: dict[str, Any], steps: int) -> list[tuple[str, str]]:
     """The plan in lines of name and value."""
     recipe = plan.recipe
-    steps = recipe.train.max_steps
-    if steps is None:  # a stream names its steps
-        steps = round(-(-facts["examples"] // plan.examples_per_step) * (recipe.train.epochs or 1))
     adapter = recipe.adapter_block
     hardware = plan.hardware
     device = (
@@ -140,7 +139,22 @@ def describe(plan: Plan, facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("steps", f"{steps:,}"),
         ("learning rate", f"{recipe.train.learning_rate:g}, {recipe.train.schedule}, warm-up {recipe.train.warmup:g}"),
         ("precision", plan.precision),
+        ("speed settings", _speed_words(plan)),
         ("device", device),
         ("run folder", plan.run_dir),
         ("plan hash", plan.hash[:16]),
     ]
+
+
+def _speed_words(plan: Plan) -> str:
+    """Packing, attention, kernels and compiling; what `auto` comes to where that is known before the run."""
+    recipe = plan.recipe
+    one_shape = recipe.data.packing and not METHODS.load(plan.method).ISOLATED
+    compiled: str = recipe.train.compile
+    if compiled == "auto":
+        compiled = "auto (when the run is long enough)" if one_shape else "off"
+    attention: str = recipe.model.attention
+    if attention == "auto":
+        attention = "auto (without padding if the model allows)"
+    packing = "on" if recipe.data.packing else "off"
+    return f"packing {packing}, attention {attention}, kernels {plan.kernels}, compile {compiled}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as jsonlib
 import sys
 import traceback
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunekit.core.errors import MachineError, Stopped, TunekitError
+from tunekit.core.errors import MachineError, Stopped, TunekitError, UserError
 
 if TYPE_CHECKING:
     from tunekit.plan.plan import Plan
@@ -99,6 +100,27 @@ def read_recipe(path: Path, method: str | None, overrides: list[str] | None, pro
 
     extra = [f"launch.processes={processes}"] if processes is not None else []
     return load(path, method=method, overrides=[*(overrides or []), *extra])
+
+
+def recipe_or_run(path: Path, overrides: list[str] | None) -> tuple[Recipe, Path]:
+    """The recipe of a file or of a run folder, with its overrides, and the folder where its data paths start.
+
+    Raises:
+        UserError: the folder is not that of a run, or the recipe is wrong.
+    """
+    if not path.is_dir():
+        return read_recipe(path, None, overrides), path.parent
+    from tunekit.plan.plan import Plan
+    from tunekit.recipe.document import override, parse
+    from tunekit.recipe.load import check
+
+    saved = path / "plan.json"
+    if not saved.exists():
+        fix = "name a recipe, or a run folder; see `tunekit runs list`"
+        raise UserError("this folder is not that of a run: there is no plan.json", where=str(path), fix=fix)
+    plan = Plan.load(saved)
+    text = jsonlib.dumps(plan.recipe.model_dump(mode="json"), indent=1)
+    return check(override(parse(text, str(saved)), overrides or [])), Path(plan.recipe_folder)
 
 
 def make_plan(recipe: Recipe, path: Path, *, resume: bool = False) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,10 +92,10 @@ def train(resolve: Callable[[], Plan], request: Request, *, quiet: bool, json: b
         plan = claim(plan)
     options = ("--quiet",) if quiet else ("--json",) if json else ()
     record = run(Job(plan, request.text, options, request.resume, request.allowed), screen)
-    _show(record, Path(plan.run_dir), request.recipe, quiet=quiet, json=json)
+    _show(record, Path(plan.run_dir), quiet=quiet, json=json)
 
 
-def _show(record: Record, folder: Path, recipe: Path, *, quiet: bool, json: bool) -> None:
+def _show(record: Record, folder: Path, *, quiet: bool, json: bool) -> None:
     from tunekit.runs.layout import RunFolder
     from tunekit.runs.screen import JsonScreen
 
@@ -106,8 +107,8 @@ def _show(record: Record, folder: Path, recipe: Path, *, quiet: bool, json: bool
         from tunekit.runs.summary import console_summary
 
         following = [
-            f"tunekit runs show {folder}",
-            f"tunekit data preview {recipe}",
+            f"tunekit runs show {shlex.quote(str(folder))}",
+            f"tunekit data preview {shlex.quote(str(folder))}",
             f"tunekit init {record.method} -o my.yaml",
         ]
         Console(highlight=False).print("", console_summary(record, RunFolder(folder), following), sep="\n")

@@ -10,6 +10,8 @@ Role = Literal["system", "user", "assistant", "tool"]
 Split = Literal["train", "eval"]
 LossOn = Literal["assistant", "last_turn", "all"]
 Fate = Literal["kept", "truncated", "dropped", "duplicate", "unused"]
+IGNORED = -100
+"""The label of a token that is not trained, as in torch and transformers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunekit.core.types import Encoded, Example, RowError
-from tunekit.data.collate import IGNORED
+from tunekit.core.types import IGNORED, Encoded, Example, RowError
 from tunekit.data.encode import RowEncoder
 from tunekit.data.gate import NO_END
 from tunekit.data.render import Rendered, Renderer

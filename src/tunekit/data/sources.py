@@ -96,8 +96,8 @@ def iter_rows(source: SourceSpec, index: int, base: Path) -> Iterator[Row | BadR
         base: the recipe's folder.
 
     Raises:
+        UserError: there is no such file, or a setting does not fit the source.
         DataError: nothing to read, or a file that cannot be read as a whole.
-        UserError: a setting that does not fit the source.
         MachineError: no permission, or the Hub cannot be reached.
     """
     rows = itertools.chain.from_iterable(_wrapped(shown, records, index) for shown, records in _open(source, base))
@@ -156,7 +156,8 @@ def resolve_files(source: SourceSpec, base: Path) -> list[Path]:
     A relative path is looked for in ``base`` (the recipe's folder), then in the current folder.
 
     Raises:
-        DataError: there are none; the nearest name is given.
+        UserError: there is nothing of that name; where it was looked for and the nearest name are given.
+        DataError: the folder holds no data files.
     """
     wanted = Path(source.path).expanduser()
     candidates = [wanted] if wanted.is_absolute() else [base / wanted, Path.cwd() / wanted]
@@ -174,7 +175,7 @@ def resolve_files(source: SourceSpec, base: Path) -> list[Path]:
         found = _matching(path, source.container) if glob.has_magic(str(wanted)) else []
         if found:
             return found
-    raise DataError(f"there is no '{source.path}'", where=str(candidates[0]), fix=_look_around(candidates))
+    raise UserError(f"there is no '{source.path}'{_looked(wanted, base)}", fix=_look_around(candidates))
 
 
 def _in_folder(folder: Path, container: str) -> list[Path]:
@@ -203,24 +204,32 @@ def _matching(pattern: Path, container: str) -> list[Path]:
     return [path for path in found if path.is_file() and (container != "auto" or container_of(path) is not None)]
 
 
+def _looked(wanted: Path, base: Path) -> str:
+    if wanted.is_absolute():
+        return ""
+    own, here = base.resolve(), Path.cwd()
+    if own == here:
+        return f" in the recipe's folder, which is also the working folder ({here})"
+    return f" in the recipe's folder ({own}) or the working folder ({here})"
+
+
 def _look_around(candidates: list[Path]) -> str:
-    for path in candidates:
-        if path.parent.is_dir():
-            close = nearest(path.name, os.listdir(path.parent))  # noqa: PTH208 (names are wanted, not paths)
-            if close:
-                return f"did you mean '{close}'? (in {path.parent})"
-    lost = next((p for p in reversed(candidates[0].parents) if not p.exists()), None)
-    if lost:
-        return f"the folder {lost} does not exist"
-    return f"looked in {' and in '.join(str(p.parent) for p in candidates)}"
+    lost = [next((p for p in reversed(path.parents) if not p.exists()), path) for path in candidates]
+    for path in (path for path in lost if path.parent.is_dir()):
+        close = nearest(path.name, os.listdir(path.parent))  # noqa: PTH208 (names are wanted, not paths)
+        if close:
+            return f"did you mean '{close}'? (in {path.parent.resolve()})"
+    if lost[0] != candidates[0]:
+        return f"the folder {lost[0]} does not exist: correct the path"
+    return "correct the path; a relative one starts at the recipe's folder, then at the working folder"
 
 
 def input_files(source: SourceSpec, base: Path) -> list[InputFile]:
     """The files of a local source, each with how it is to be read.
 
     Raises:
-        DataError: there are none, or a file's container cannot be told from its name.
-        UserError: a setting that does not fit the files.
+        UserError: there are none, or a setting does not fit the files.
+        DataError: a folder without data files, or a file's container cannot be told from its name.
     """
     _refuse_settings(source, ("split", "name", "revision"), "local files")
     if source.container not in ("auto", *READERS):

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from tunekit.data.collate import IGNORED
+from tunekit.core.types import IGNORED
 
 if TYPE_CHECKING:
     import pyarrow as pa

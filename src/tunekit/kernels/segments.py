@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-IGNORED = -100
+from tunekit.core.types import IGNORED
 
 
 @dataclass(frozen=True)

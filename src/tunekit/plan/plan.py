@@ -34,6 +34,7 @@ class Plan(Block):
     accumulation: int
     threads: int
     kernels: Literal["none", "liger"] = "none"
+    compiled: bool | None = Field(None, description="whether torch compiles the model; known once it is loaded")
 
     @field_validator("recipe", mode="before")
     @classmethod

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+_CHECKPOINT = re.compile(r"step-\d{6,}")
 _DEEPEST = 4  # folders below the root in which runs are looked for
 
 
@@ -73,6 +75,22 @@ class RunFolder:
     def report(self) -> Path:
         """The report, one self-contained page."""
         return self.path / "report.html"
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder's name of a step's checkpoint."""
+    return f"step-{step:06d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint, from its folder's name."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in ``folder`` under their final names, oldest first, whole or not."""
+    found = [path for path in folder.glob("step-*") if _CHECKPOINT.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=step_of)
 
 
 def list_runs(root: Path) -> list[RunFolder]:

@@ -108,6 +108,21 @@ class RollbackPart(_Part):
     skipped: tuple[int, ...]
 
 
+class ProgressPart(_Part):
+    """How far a run came that is not done; None is not known, or not there.
+
+    ``step`` is the last one done, ``loss`` the last one logged, at ``loss_step``; ``checkpoint`` the newest whole one,
+    relative to the run folder; ``command`` goes on with the run, or without a checkpoint begins it anew.
+    """
+
+    step: int = 0
+    planned_steps: int | None = None
+    loss: float | None = None
+    loss_step: int | None = None
+    checkpoint: str | None = None
+    command: str | None = None
+
+
 class ResumePart(_Part):
     """The run went on from the checkpoint of ``step`` (0: from the beginning); ``changes`` as key: old -> new."""
 
@@ -117,10 +132,11 @@ class ResumePart(_Part):
 
 
 class TrainingPart(_Part):
-    """What training did, counted over all processes. ``tokens`` went through the model, ``trained_tokens`` bore loss.
+    """What training did, counted over all processes. ``tokens`` went through the model, ``trained_tokens`` had a label.
 
     ``padding_share`` of the positions that were computed held no token. ``model_flops`` is what the tokens ask for;
-    ``mfu`` is that per second as a share of ``matmul_tflops``, the measured TFLOP/s of each process.
+    ``mfu``, the model FLOPs utilization, is that per second as a share of ``matmul_tflops``, the measured TFLOP/s of
+    each process.
     ``padded_because`` is set when batches were padded, and says why.
     """
 
@@ -201,7 +217,10 @@ class EvaluationPart(_Open):
 
 
 class Record(_Part):
-    """One run. ``exit_code`` and ``finished`` are None while it runs; ``artefact`` is relative to the run folder."""
+    """One run. ``exit_code`` and ``finished`` are None while it runs, ``progress`` when it is done.
+
+    ``artefact`` is relative to the run folder.
+    """
 
     schema_version: int = SCHEMA_VERSION
     tunekit: str = __version__
@@ -218,6 +237,7 @@ class Record(_Part):
     seeds: dict[str, int] = {}
     data: DataPart | None = None
     model: ModelPart | None = None
+    progress: ProgressPart | None = None
     training: TrainingPart | None = None
     evaluation: EvaluationPart | None = None
     artefact: str | None = None

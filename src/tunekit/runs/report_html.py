@@ -116,11 +116,13 @@ def _training_tiles(training: TrainingPart) -> list[tuple[str, str, str]]:
     label = "Eval loss" if training.final_eval_loss is not None else "Training loss"
     bore = percent(training.trained_share) if training.trained_share is not None else None
     padding = f", {percent(training.padding_share)} padding" if training.padding_share is not None else ""
-    mfu = training.mfu is not None and f"MFU {percent(training.mfu)} of {number(training.matmul_tflops)} TFLOP/s"
+    mfu = ""
+    if training.mfu is not None:
+        mfu = f"MFU (model FLOPs utilization) {percent(training.mfu)} of {number(training.matmul_tflops)} TFLOP/s"
     return [
         ("Steps", count(training.steps), f"{training.epochs:.3g} {'epoch' if training.epochs == 1 else 'epochs'}"),
-        ("Tokens", compact(training.tokens), f"{bore or compact(training.trained_tokens)} bore loss{padding}"),
-        ("Tokens per second", count(training.tokens_per_second), mfu or ""),
+        ("Tokens", compact(training.tokens), f"{bore or compact(training.trained_tokens)} trained tokens{padding}"),
+        ("Tokens per second", count(training.tokens_per_second), mfu),
         (label, number(last), losses),
     ]
 
@@ -192,7 +194,7 @@ def _training(metrics: Sequence[dict[str, Any]]) -> Html | None:
         ),
     ]
     if mfu := _points(metrics, "mfu"):  # a short run does not measure it
-        small.append(line_chart("MFU", [Series("MFU", "plain", mfu)], show=percent))
+        small.append(line_chart("MFU (model FLOPs utilization)", [Series("MFU", "plain", mfu)], show=percent))
     return tag(
         "div",
         line_chart("Loss", [*lines, Series("eval loss", "eval", evals)], tall=True),

@@ -18,6 +18,7 @@ MOST_PROBLEMS = 20  # problems shown in one error block
 _EVERY_METRICS = 2.0  # seconds between training lines on a plain screen
 _EVERY_PROGRESS = 10.0  # seconds between progress lines on a plain screen
 _EVERY_EVENT = 1.0  # seconds between progress events in JSON
+MFU_WORDS = "MFU: model FLOPs utilization, a share of the rate of matrix products measured on this machine"
 _NEVER_EXTRA = frozenset({"step", "total_steps", "epoch", "seconds", "seconds_left", "trained_tokens_per_second"})
 _SHORT = {
     "eval_loss": ("eval loss", number),
@@ -25,7 +26,7 @@ _SHORT = {
     "grad_norm": ("grad", number),
     "tokens_per_second": ("", lambda value: f"{compact(value)} tok/s"),
     "mfu": ("MFU", percent),
-    "trained_share": ("trained", percent),
+    "trained_share": ("trained tokens", percent),
     "padding_share": ("padding", percent),
     "memory_gb": ("", lambda value: f"{value:.1f} GB"),
 }
@@ -52,9 +53,9 @@ def broken(values: Mapping[str, Any]) -> bool:
 
 
 def closing_line(name: str, done: int, unit: str, seconds: float, note: str, *, failed: bool) -> str:
-    """What remains of a closed step: ``reading 4,000 rows  1.2 s``."""
-    words = [name] + (["stopped after"] if failed else []) + ([amount(done, unit)] if done or failed else [])
-    return f"{' '.join(words)}  {duration(seconds)}" + (f"  {note}" if note else "")
+    """What remains of a closed step: ``reading 4,000 rows  1.2 s``, or ``reading, ended after 7 rows  1.2 s``."""
+    far = (", ended after " if failed else " ") + amount(done, unit) if done else ""
+    return f"{name}{far}  {duration(seconds)}" + (f"  {note}" if note else "")
 
 
 class ProgressStep:
@@ -134,6 +135,7 @@ class PlainScreen:
         self._stream = stream or sys.stderr
         self._shown = -math.inf
         self._held: dict[str, Any] | None = None  # the last training line, when it came too soon to be shown
+        self._spelled = False  # whether it was said what MFU is
 
     @contextmanager
     def step(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Step]:
@@ -167,6 +169,9 @@ class PlainScreen:
         if "eval_loss" in values:
             self._release()  # the training line of the same step comes first
         self._shown, self._held = now, None
+        if "mfu" in values and not self._spelled:
+            self._spelled = True
+            self.say(MFU_WORDS)
         at = f"step {count(values['step'])}" if "step" in values else "training"
         if values.get("total_steps"):
             at += f"/{count(values['total_steps'])}"

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from tunekit.core.errors import Problem
 from tunekit.core.progress import Step
-from tunekit.runs.screen import ProgressStep, broken, closing_line, metric_words
+from tunekit.runs.screen import MFU_WORDS, ProgressStep, broken, closing_line, metric_words
 from tunekit.runs.wording import NOT_FINITE, as_float, clock, count, sparkline
 
 _REFRESHES = 5  # a second
@@ -40,6 +40,7 @@ class RichScreen:
         self._console = console or Console(file=stream or sys.stderr, highlight=False)
         self._display = _Display()
         self._live: Live | None = None
+        self._spelled = False  # whether it was said what MFU is
 
     @contextmanager
     def step(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Step]:
@@ -71,6 +72,9 @@ class RichScreen:
 
         A running step counted in steps that was opened without a total takes ``total_steps`` as its total.
         """
+        if "mfu" in values and not self._spelled:
+            self._spelled = True
+            self.say(MFU_WORDS)
         self._display.take(values)
         total = values.get("total_steps")
         for step in self._display.steps:

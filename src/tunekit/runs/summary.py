@@ -101,14 +101,16 @@ def pairs(rows: Sequence[tuple[str, str]]) -> Table:
     return table
 
 
-def use_words(training: TrainingPart) -> str:
-    """How the device was used: ``38.6 % bore loss, 0.0 % padding, MFU 41.2 % of 0.1200 TFLOP/s``."""
+def use_words(training: TrainingPart) -> list[str]:
+    """How the device was used, a line each: shares of the tokens, and the model FLOPs utilization."""
     words = []
     if training.trained_share is not None and training.padding_share is not None:
-        words += [f"{percent(training.trained_share)} bore loss", f"{percent(training.padding_share)} padding"]
+        shares = f"{percent(training.trained_share)} trained tokens, {percent(training.padding_share)} padding"
+        words.append(shares)
     if training.mfu is not None:
-        words.append(f"MFU {percent(training.mfu)} of {number(training.matmul_tflops)} TFLOP/s")
-    return ", ".join(words)
+        measured = f"{number(training.matmul_tflops)} TFLOP/s"
+        words.append(f"model FLOPs utilization (MFU) {percent(training.mfu)} of {measured}")
+    return words
 
 
 def _samples_table(samples: Sequence[SamplePart]) -> Table:
@@ -142,7 +144,7 @@ def _facts(record: Record, folder: RunFolder) -> list[tuple[str, str]]:
     if training:
         tokens = f"{compact(training.tokens)} tokens at {compact(training.tokens_per_second)} a second"
         facts.append(("trained", f"{amount(training.steps, 'steps')}, {tokens}"))
-        facts += [("", words) for words in [use_words(training)] if words]
+        facts += [("", words) for words in use_words(training)]
     if record.seconds:
         facts.append(("time", duration(sum(record.seconds.values()))))
     if record.artefact:

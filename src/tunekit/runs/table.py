@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -13,14 +16,17 @@ from rich.text import Text
 
 from tunekit.core.errors import UserError
 from tunekit.runs.environment import environment_words
-from tunekit.runs.layout import RunFolder, list_runs
+from tunekit.runs.layout import RunFolder, checkpoints, list_runs, step_of
 from tunekit.runs.lock import is_held
-from tunekit.runs.record import FATES, Record, SplitPart, read_record
+from tunekit.runs.metrics import read_metrics
+from tunekit.runs.record import FATES, ProgressPart, Record, SplitPart, read_record
 from tunekit.runs.summary import console_summary, pairs, slim_table, two_lines
 from tunekit.runs.verdict import metric_name, show_value
-from tunekit.runs.wording import count, duration, number, when
+from tunekit.runs.wording import as_float, count, duration, first_line, number, when
 
 _STATUS = {"done": "green", "failed": "red", "unreadable": "red", "stopped": "yellow", "interrupted": "yellow"}
+
+_NOTE = 60  # characters of an error in the list
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +60,9 @@ def _row(folder: RunFolder) -> RunRow:
     try:
         record = read_record(folder)
     except UserError as error:
-        return RunRow(folder.name, str(folder.path), "unreadable", note=str(error.problems[0].what))
+        return RunRow(folder.name, str(folder.path), "unreadable", note=first_line(error.problems[0].what, _NOTE))
     training = record.training
+    progress = progress_of(folder, record) if record.status == "running" else record.progress
     metric, values = _metric(record)
     return RunRow(
         name=folder.name,
@@ -63,12 +70,12 @@ def _row(folder: RunFolder) -> RunRow:
         status=_status(record, folder),
         method=record.method,
         model=record.model.name if record.model else "",
-        steps=training.steps if training else None,
-        final_loss=training.final_loss if training else None,
+        steps=training.steps if training else progress.step if progress else None,
+        final_loss=training.final_loss if training else progress.loss if progress else None,
         metric=metric,
         values=values,
         created=record.created,
-        note=record.error.problems[0].what if record.error else "",
+        note=first_line(record.error.problems[0].what, _NOTE) if record.error else "",
     )
 
 
@@ -120,7 +127,13 @@ def run_details(path: Path) -> list[RenderableType]:
     folder = RunFolder(path)
     record = read_record(folder)
     status = _status(record, folder)
-    next_commands = [f"tunekit resume {shlex.quote(str(path))}"] if status == "interrupted" else []
+    if record.status == "running":  # or it was cut off, and had no time to say how far it came
+        record = record.updated(progress=progress_of(folder, record, ended=status == "interrupted"))
+    progress = record.progress if record.status != "done" else None
+    if progress is not None and progress.command is not None:
+        progress = progress.model_copy(update={"command": _command(folder)})  # from where the user is now
+        record = record.updated(progress=progress)
+    next_commands = [progress.command] if progress is not None and progress.command is not None else []
     about = [
         ("run", folder.name),
         ("method", record.method),
@@ -147,3 +160,70 @@ def _data_table(splits: dict[str, SplitPart]) -> Table:
     for name, split in splits.items():
         table.add_row(name, count(split.rows), *(count(getattr(split, fate)) for fate in FATES), count(split.tokens))
     return table
+
+
+def progress_of(folder: RunFolder, record: Record, *, ended: bool = True) -> ProgressPart:
+    """How far the run in a folder came, by what it has written.
+
+    Args:
+        folder: the run folder.
+        record: the run's record, which knows how many steps were planned.
+        ended: the run is no longer at work, so that there is a command that goes on with it.
+    """
+    logged = [row for row in _lines_of(folder) if "loss" in row]
+    last = logged[-1] if logged else {}
+    kept = _newest_checkpoint(folder)
+    steps = [last.get("step", 0), _last_line(folder.samples(0)).get("step", 0)]
+    steps += [step_of(kept)] if kept else []
+    return ProgressPart(
+        step=max(steps),
+        planned_steps=record.progress.planned_steps if record.progress else None,
+        loss=as_float(last.get("loss")),
+        loss_step=last.get("step"),
+        checkpoint=kept.relative_to(folder.path).as_posix() if kept else None,
+        command=_command(folder) if ended else None,
+    )
+
+
+def _command(folder: RunFolder) -> str:
+    return f"tunekit resume {shlex.quote(str(folder.path))}"
+
+
+def _lines_of(folder: RunFolder) -> list[dict[str, Any]]:
+    try:
+        return read_metrics(folder.metrics)
+    except (UserError, UnicodeDecodeError):  # a damaged file must not hide what else is known
+        return []
+
+
+def _last_line(path: Path) -> dict[str, Any]:
+    """The last whole line of a file of JSON lines, which may be long; nothing when there is none."""
+    if not path.exists():
+        return {}
+    size, tail = 1 << 16, b""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while True:
+            file.seek(max(0, end - size))
+            tail = file.read(min(size, end))
+            lines = tail[: tail.rfind(b"\n") + 1].splitlines()
+            if len(lines) > 1 or size >= end:
+                break
+            size *= 4
+    try:
+        value = json.loads(lines[-1]) if lines else {}
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _newest_checkpoint(folder: RunFolder) -> Path | None:
+    """The newest checkpoint with all files of its manifest, in their sizes; to hash gigabytes takes too long here."""
+    for path in reversed(checkpoints(folder.checkpoints)):
+        try:
+            files = json.loads((path / "MANIFEST.json").read_bytes())["files"]
+            if all((path / name).stat().st_size == entry["size"] for name, entry in files.items()):
+                return path
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return None

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tunekit.runs.record import Estimate, Record, TaskPart
-from tunekit.runs.wording import count, is_share, number, percent
+from tunekit.runs.wording import count, first_line, is_share, number, percent
 
 Tone = Literal["good", "bad", "neutral"]
+_LONGEST_TITLE = 200  # characters of an error that stand in the headline
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,12 @@ def headline(record: Record) -> Headline:
     """What a reader wants to know first: did the run end well, and did it help?"""
     if record.status == "failed":
         what = record.error.problems[0].what if record.error else f"exit code {record.exit_code}"
-        return Headline("bad", f"The run failed: {what}", _error_details(record))
+        title = f"The run failed: {first_line(what, _LONGEST_TITLE)}"
+        return Headline("bad", title, (*_error_details(record), *_progress_details(record)))
     if record.status == "stopped":
-        return Headline("neutral", "The run was stopped before its end.", _error_details(record))
+        return Headline("neutral", "The run was stopped before its end.", _progress_details(record))
     if record.status == "running":
-        return Headline("neutral", "The run is not finished.")
+        return Headline("neutral", "The run is not finished.", _progress_details(record))
     tasks = record.evaluation.tasks if record.evaluation else ()
     key = record.evaluation.key if record.evaluation else None
     if key is None:
@@ -120,6 +122,24 @@ def _error_details(record: Record) -> tuple[str, ...]:
     if record.error is None:
         return ()
     first, *others = record.error.problems
+    whole = () if first.what == first_line(first.what, _LONGEST_TITLE) else (first.what,)
     places = [f"Where: {first.where}"] if first.where else []
     fixes = [f"What to do: {first.fix}"] if first.fix else []
-    return (*places, *fixes, *(problem.what for problem in others[:5]))
+    return (*whole, *places, *fixes, *(problem.what for problem in others[:5]))
+
+
+def _progress_details(record: Record) -> tuple[str, ...]:
+    """How far a run came that is not done, and how it goes on."""
+    progress = record.progress
+    if progress is None:
+        return ()
+    planned = f" of {count(progress.planned_steps)}" if progress.planned_steps is not None else ""
+    far = f"It came to step {count(progress.step)}{planned}." if progress.step else "No training step was done."
+    if progress.loss_step is not None:
+        far += f" The last logged loss is {number(progress.loss)}, of step {count(progress.loss_step)}."
+    kept = f"The newest whole checkpoint is {progress.checkpoint}" if progress.checkpoint else "There is no checkpoint"
+    if progress.command is None:
+        return far, f"{kept}."
+    follows = "goes on from there" if progress.checkpoint else "begins the run anew"
+    mended = ", with --set KEY=VALUE for what is wrong in its recipe" if record.status == "failed" else ""
+    return far, f"{kept}: `{progress.command}` {follows}{'' if progress.checkpoint else mended}."

@@ -81,6 +81,12 @@ def amount(n: int, noun: str) -> str:
     return f"{count(n)} {noun[:-1] if n == 1 and noun.endswith('s') else noun}".rstrip()
 
 
+def first_line(text: str, most: int) -> str:
+    """The first line of a text with something on it, cut to ``most`` characters."""
+    line = next((part.strip() for part in text.splitlines() if part.strip()), "")
+    return line if len(line) <= most else line[: most - 1].rstrip() + "…"
+
+
 def duration(seconds: float | None) -> str:
     """A length of time for reading: ``0.4 s``, ``2 min 05 s``, ``3 h 10 min``, ``2 d 4 h``."""
     if seconds is None or not math.isfinite(seconds):

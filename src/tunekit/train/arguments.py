@@ -29,9 +29,12 @@ def compiles(plan: Plan, flops: float) -> bool:
     """Whether torch compiles the model.
 
     Args:
-        plan: ``train.compile: auto`` wants batches of one shape: packed rows of a method that does not keep them apart.
+        plan: has it settled, once the run has begun; ``train.compile: auto`` wants batches of one shape: packed rows
+            of a method that does not keep them apart.
         flops: model FLOPs of the whole run, about.
     """
+    if plan.compiled is not None:
+        return plan.compiled
     wanted = plan.recipe.train.compile
     one_shape = plan.recipe.data.packing and not METHODS.load(plan.method).ISOLATED
     earns = one_shape and flops >= _EARNED_BACK[plan.hardware.device] and can_compile(plan.hardware.device)

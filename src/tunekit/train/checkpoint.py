@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tunekit.core.files import exchange, flush_file, flush_folder, sha256_file, sha256_json, write_json
+from tunekit.runs.layout import checkpoint_name, checkpoints, step_of
 
 MANIFEST = "MANIFEST.json"
 DELETED = ".deleted-"
-_NAME = re.compile(r"step-(\d{6,})")
 _HASHING = 4  # threads; hashing and flushing both let go of Python's lock
 
 
@@ -48,11 +47,6 @@ class Skipped:
     why: Damaged
 
 
-def name_of(step: int) -> str:
-    """The folder's name of a step's checkpoint."""
-    return f"step-{step:06d}"
-
-
 def put_in_place(staged: Path, folder: Path, step: int, facts: dict[str, Any]) -> Path:
     """Moves a fully written checkpoint to ``folder/step-NNNNNN``.
 
@@ -80,7 +74,7 @@ def put_in_place(staged: Path, folder: Path, step: int, facts: dict[str, Any]) -
     if not folder.exists():
         folder.mkdir(parents=True)
         flush_folder(folder.parent)
-    final = folder / name_of(step)
+    final = folder / checkpoint_name(step)
     if final.exists() and exchange(staged, final):
         replaced: Path | None = staged.rename(_doomed(final))
     else:
@@ -118,7 +112,7 @@ def verify(folder: Path) -> Checkpoint:
         raise Damaged(MANIFEST, "is damaged") from None
     if sha256_json(manifest) != checksum:
         raise Damaged(MANIFEST, "is damaged: its checksum does not fit")
-    if folder.name != name_of(step):
+    if folder.name != checkpoint_name(step):
         raise Damaged(MANIFEST, f"is that of step {step}")
     for name, entry in files.items():
         path = folder / name
@@ -134,17 +128,11 @@ def verify(folder: Path) -> Checkpoint:
     return Checkpoint(folder, step, manifest)
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints under their final names, oldest first, whole or not."""
-    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)] if folder.is_dir() else []
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
-
-
 def newest(folder: Path, *, before: int | None = None) -> tuple[Checkpoint | None, list[Skipped]]:
     """The newest whole checkpoint (of a step before ``before``), and the newer ones that are damaged."""
     skipped: list[Skipped] = []
     for path in reversed(checkpoints(folder)):
-        if before is not None and int(path.name.removeprefix("step-")) >= before:
+        if before is not None and step_of(path) >= before:
             continue
         try:
             return verify(path), skipped

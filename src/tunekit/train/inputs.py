@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from tunekit.core.errors import TunekitError, raise_all
 from tunekit.core.files import sha256_json
 from tunekit.core.progress import Screen
 from tunekit.core.registry import METHODS
@@ -16,10 +18,13 @@ from tunekit.data.examples import ExampleReader
 from tunekit.data.fit import Fitter, TokenFacts
 from tunekit.data.ledger import Ledger
 from tunekit.data.prepare import Prepared, data_key, prepare
+from tunekit.data.readers import builtin
 from tunekit.data.render import Renderer, named_template
+from tunekit.data.sources import fingerprint, input_files, is_hub
 from tunekit.data.stream import Stream
+from tunekit.model.names import resolve_name
 from tunekit.model.tokenizer import embedding_rows, load_config, load_tokenizer, tokenizer_hash
-from tunekit.recipe.schema import Recipe
+from tunekit.recipe.schema import Recipe, SourceBlock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,6 +54,38 @@ class Inputs:
     def reader(self) -> ExampleReader:
         """Reads the recipe's sources."""
         return ExampleReader(self.base)
+
+    def look(self) -> None:
+        """Looks whether the files and folders that the recipe names are there; none is read.
+
+        Raises:
+            TunekitError: with everything that is not there, or not what it should be.
+        """
+        model, data = self.recipe.model, self.recipe.data
+        looks: list[tuple[str, Callable[[], object]]] = [("model.name", partial(resolve_name, model.name))]
+        if model.tokenizer is not None:
+            looks.append(("model.tokenizer", partial(resolve_name, model.tokenizer, "model.tokenizer")))
+        if model.chat_template is not None:
+            looks.append(("model.chat_template", partial(named_template, model.chat_template)))
+        held_out = data.eval if isinstance(data.eval, tuple) else ()
+        for part, sources in (("train", data.train), ("eval", held_out)):
+            looks += [(f"data.{part}.{at}.path", partial(self._look_at, source)) for at, source in enumerate(sources)]
+        errors: list[TunekitError] = []
+        problems = []
+        for key, look in looks:
+            try:
+                look()
+            except TunekitError as error:
+                errors.append(error)
+                problems += [replace(problem, where=problem.where or key) for problem in error.problems]
+        if errors:
+            raise_all(type(min(errors, key=lambda error: error.exit_code)), problems)
+
+    def _look_at(self, source: SourceBlock) -> None:
+        if source.path.startswith(builtin.PREFIX) or is_hub(source, self.base):
+            fingerprint(source, self.base)
+        else:  # a fingerprint would read the files whole
+            input_files(source, self.base)
 
     @cached_property
     def fitter(self) -> Fitter:

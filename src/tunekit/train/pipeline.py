@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -17,8 +19,9 @@ from tunekit.plan.plan import Plan
 from tunekit.runs.environment import git_state, library_versions
 from tunekit.runs.layout import RunFolder
 from tunekit.runs.lock import RunLock
-from tunekit.runs.record import Record, ResumePart, read_record, write_record
+from tunekit.runs.record import ProgressPart, Record, ResumePart, read_record, write_record
 from tunekit.runs.report import write_report
+from tunekit.runs.table import progress_of
 from tunekit.runs.wording import now_utc
 from tunekit.train.inputs import Inputs
 from tunekit.train.signals import StopRequest, stop_signals
@@ -47,7 +50,12 @@ class Job:
 
 
 def claim(plan: Plan) -> Plan:
-    """Makes the run folder. A numbered one that another run made in the meantime is left to it, and the next taken."""
+    """Makes the run folder. A numbered one that another run made in the meantime is left to it, and the next taken.
+
+    Raises:
+        TunekitError: there is no data or model where the recipe says; nothing has been made.
+    """
+    Inputs(plan.recipe, Path(plan.recipe_folder)).look()
     if plan.recipe.output.dir is not None:
         Path(plan.run_dir).mkdir(parents=True, exist_ok=True)
         return plan
@@ -70,9 +78,11 @@ def run(job: Job, screen: Screen) -> Record:
         TunekitError: of the kind that fits the cause; the record says so too.
         Stopped: somebody asked it to end.
     """
-    from tunekit.train.resume import make_ready
+    from tunekit.train.resume import is_run, make_ready
 
     folder = RunFolder(Path(job.plan.run_dir))
+    if job.resume and not is_run(folder):  # it begins: before there is a folder, as in `claim`
+        Inputs(job.plan.recipe, Path(job.plan.recipe_folder)).look()
     folder.path.mkdir(parents=True, exist_ok=True)
     with RunLock(folder.path, screen.say), stop_signals() as stop:
         resumed = _resumed(job, folder, screen)
@@ -97,10 +107,13 @@ def run(job: Job, screen: Screen) -> Record:
                 for path, content in before.items():
                     write_atomic(path, content)
                 raise
-            write_record(folder, _ended_by(made.record, error))
+            record = _ended_by(made.record, error)
+            write_record(folder, record.updated(progress=progress_of(folder, record)))
             write_report(folder)
+            if record.status == "failed":
+                screen.say(f"how far it came, and how it goes on: tunekit runs show {shlex.quote(str(folder.path))}")
             raise
-        record = made.record.ended("done", 0)
+        record = made.record.ended("done", 0).updated(progress=None)
         write_record(folder, record)
         write_report(folder)
         return record
@@ -189,7 +202,8 @@ def _make(
             check_data(resumed, inputs.identity(prepared), inputs.parts)
         shutil.copyfile(prepared.ledger_path, folder.ledger)
         seconds = {"preparing": round(time.perf_counter() - started, 3)}
-        made.record = made.record.updated(data=_data_part(prepared), seconds=seconds)
+        progress = ProgressPart(planned_steps=planned_steps(plan, prepared.facts))
+        made.record = made.record.updated(data=_data_part(prepared), seconds=seconds, progress=progress)
         write_record(folder, made.record)
         say_ledger(prepared.facts, screen)
         checkpoint = resumed.checkpoint.folder if resumed is not None and resumed.checkpoint is not None else None
@@ -222,6 +236,15 @@ def _trained(
 def _data_part(prepared: Prepared) -> dict[str, Any]:
     facts = prepared.facts
     return {"fingerprint": facts["fingerprint"], "splits": facts["summary"]}
+
+
+def planned_steps(plan: Plan, facts: dict[str, Any]) -> int:
+    """The optimizer steps of a whole run on prepared data; transformers' Trainer counts them the same way."""
+    train = plan.recipe.train
+    if train.max_steps is not None:  # a stream names its steps
+        return train.max_steps
+    a_pass = math.ceil(int(facts["examples"]) / plan.examples_per_step)
+    return math.ceil(a_pass * (train.epochs or 1))
 
 
 def say_ledger(facts: dict[str, Any], screen: Screen) -> None:

@@ -14,9 +14,9 @@ from tunekit.core.progress import Screen
 from tunekit.data.cache import Key, changed_parts
 from tunekit.plan.changes import Change, changes, judge
 from tunekit.plan.plan import Plan
-from tunekit.runs.layout import RunFolder
+from tunekit.runs.layout import RunFolder, checkpoints
 from tunekit.runs.record import read_record
-from tunekit.train.checkpoint import DELETED, MANIFEST, Checkpoint, Skipped, checkpoints, newest, set_aside
+from tunekit.train.checkpoint import DELETED, MANIFEST, Checkpoint, Skipped, newest, set_aside
 
 _PART_KEYS = {
     "rows": ("data.train", "data.eval"),
@@ -95,7 +95,7 @@ def resumption(plan: Plan, folder: RunFolder, allowed: Collection[str], screen: 
     accepted: tuple[Change, ...] = ()
     if found is not None:
         old = Plan.load(found.folder / "plan.json")
-        plan = _same_micro_batch(old, plan)
+        plan = _as_settled(old, plan)
         judgement = judge(changes(old, plan), allowed)
         raise_all(UserError, judgement.problems)
         accepted = judgement.accepted
@@ -116,8 +116,10 @@ def make_ready(resumed: Resumption, folder: RunFolder, screen: Screen) -> None:
         screen.say(f"the damaged checkpoint is now called {aside.name}; it can be deleted")
 
 
-def _same_micro_batch(old: Plan, new: Plan) -> Plan:
-    """``micro_batch_size: auto`` stays what the memory allowed when the run began."""
+def _as_settled(old: Plan, new: Plan) -> Plan:
+    """What was settled when the run began stays so: whether torch compiles, and ``micro_batch_size: auto``."""
+    if old.recipe.train.compile == new.recipe.train.compile:
+        new = new.model_copy(update={"compiled": old.compiled})
     same = old.recipe.train.micro_batch_size == new.recipe.train.micro_batch_size == "auto"
     if same and (old.processes, old.examples_per_step) == (new.processes, new.examples_per_step):
         return new.model_copy(update={"micro_batch_size": old.micro_batch_size, "accumulation": old.accumulation})

@@ -14,8 +14,9 @@ from torch import nn
 from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tunekit.core.errors import DivergedError, MachineError, TunekitError
+from tunekit.runs.layout import checkpoint_name
 from tunekit.runs.metrics import MetricsWriter
-from tunekit.train.checkpoint import Damaged, name_of, put_in_place, rotate, verify
+from tunekit.train.checkpoint import Damaged, put_in_place, rotate, verify
 from tunekit.train.disk import checkpoint_bytes, full_disk_error, require_space
 from tunekit.train.finisher import Finisher
 from tunekit.train.ranks import Ranks
@@ -75,7 +76,7 @@ class Saving:
         step, main = self.state.global_step, self.args.should_save
         self._refuse_broken_weights(step)
         self.finisher.wait()
-        staged = Path(str(self.args.output_dir)) / name_of(step)
+        staged = Path(str(self.args.output_dir)) / checkpoint_name(step)
         needed = checkpoint_bytes(self.model, self.plan)
         with _explained(staged, needed):
             if main:
@@ -163,7 +164,7 @@ class Saving:
     def _find_best(self) -> Path | None:
         """The best checkpoint, if there is one; the one of this step may be on its way to its place."""
         step = self.state.best_global_step
-        best = self.run_folder / "checkpoints" / name_of(step or 0)
+        best = self.run_folder / "checkpoints" / checkpoint_name(step or 0)
         there = bool(step) and (step == self.state.global_step or best.is_dir())
         self.state.best_model_checkpoint = str(best) if there else None
         return best if there else None

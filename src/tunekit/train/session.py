@@ -25,7 +25,7 @@ from tunekit.model.names import resolve_name
 from tunekit.model.save import save_model, stop_ids
 from tunekit.plan.plan import Plan
 from tunekit.runs.environment import library_versions
-from tunekit.runs.layout import RunFolder
+from tunekit.runs.layout import RunFolder, step_of
 from tunekit.train.flops import measured_rate
 from tunekit.train.inputs import EvalItem, Inputs, eval_items
 from tunekit.train.resume import check_base
@@ -124,11 +124,10 @@ class Session:
                 trainer = None  # not two models in memory at once
                 trainer = self.build()
             self.screen.say(f"micro-batch: {size} of {share} examples fit in memory at once")
-            if self.rank == 0:
-                self.plan.save(self.folder.plan)
         else:
             probe(trainer, self.plan, self._where)
         if self.rank == 0:
+            self.plan.save(self.folder.plan)  # with what was settled since
             if self.folder.model.exists():  # of a run that is gone on with: from here on it is not finished
                 shutil.rmtree(self.folder.model)
             existing = sum(path.stat().st_size for path in self.folder.checkpoints.rglob("*") if path.is_file())
@@ -187,6 +186,7 @@ class Session:
             self.prepared.dataset("eval"),
             self.folder.staging,
         )
+        self.plan = self.plan.model_copy(update={"compiled": bool(trainer.args.torch_compile)})
         trainer.remove_callback(PrinterCallback)  # the screen and metrics.jsonl say it
         base = weights_fingerprint(loaded.model, frozen_only=recipe.adapter_block is not None)
         replaced = recipe.adapter_block is None and resolve_name(recipe.model.name).random  # by the checkpoint's
@@ -249,7 +249,7 @@ class Session:
         train = self.plan.recipe.train
         rows = 0 if self.inputs.stream else len(trainer.train_dataset)  # a stream has train.max_steps
         steps = train.max_steps or (train.epochs or 1.0) * rows / self.plan.examples_per_step
-        done = int(self.checkpoint.name.removeprefix("step-")) if self.checkpoint else 0
+        done = step_of(self.checkpoint) if self.checkpoint else 0
         return measured_rate(self.plan, trainer.ranks, trainer.accelerator.device, steps - done)
 
     def _told(self, trainer: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,37 +9,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tunekit.core.errors import DivergedError, Problem
 from tunekit.runs.metrics import MetricsWriter
 from tunekit.train.batches import EpochBatches, EpochLoader, StreamLoader
 from tunekit.train.callbacks import Keeper
 from tunekit.train.finisher import Finisher
 from tunekit.train.flops import step_flops
+from tunekit.train.guards import Guarding
 from tunekit.train.muon import muon_for
 from tunekit.train.ranks import Ranks
-from tunekit.train.saving import Saving
 from tunekit.train.signals import StopRequest
 from tunekit.train.spikes import SpikeWatch
 
 if TYPE_CHECKING:
     from tunekit.plan.plan import Plan
 
-_LOWER = "lower train.learning_rate, or use precision: fp32; checkpoints before this step are whole"
-
-
-class RollBack(Exception):
-    """Training went wrong at ``step``, and the recipe wants to go back and leave those batches out."""
-
-    def __init__(self, step: int, why: str) -> None:
-        super().__init__(why)
-        self.step, self.why = step, why
-
 
 class _EvaluationCut(Exception):
     """The run was asked to stop in the middle of an evaluation."""
 
 
-class TunekitTrainer(Saving):
+class TunekitTrainer(Guarding):
     """Mixed in before a Trainer class (``class CausalTrainer(TunekitTrainer, Trainer)``).
 
     Batches carry ``tokens``, the real tokens of each example (shape (B,)), and ``rows``, the ledger's numbers of its
@@ -156,61 +144,13 @@ class TunekitTrainer(Saving):
         line: dict[str, Any] = {"step": step, "rows": [example for example in rows if example]}
         self.samples.write(line | ({"skipped": True} if step in self.skipped else {}))
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """The gradient norm before clipping; here, before the optimizer steps, the ranks agree on how the step went.
-
-        Raises:
-            DivergedError: loss or gradient is not finite, or the loss rose suddenly and the recipe wants to stop.
-            RollBack: the same, and the recipe wants to go back.
-        """
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
-        scaler = self.accelerator.scaler  # type: ignore[attr-defined]
-        searching = scaler is not None and scaler.get_scale() > 1  # fp16: it skips this step and halves its scale
-        loss = float(self._step_loss)
-        broken = ""
-        if not math.isfinite(loss):
-            broken = f"the loss of step {self.state.global_step + 1} is {loss}"
-        elif norm is not None and not math.isfinite(norm) and not searching:
-            broken = f"the gradient norm of step {self.state.global_step + 1} is {float(norm)}"
-        asked, faults, total = self.ranks.sum([self.stop.signum is not None, bool(broken), 0.0 if broken else loss])
-        self.stopping = asked > 0
-        if faults:
-            self._diverged(broken)
-        elif self.state.global_step + 1 not in self.skipped:
-            self._watch(total / self.ranks.world)
-        return norm
-
-    def _diverged(self, broken: str) -> None:
-        """Every rank is here. The one that saw the fault looks for its cause, and all tell the same."""
-        from tunekit.train.diagnose import find_cause
-
-        step = self.state.global_step + 1
-        whats = [what for what in self.ranks.gather(broken) if what]
-        if self.plan.recipe.guards.on_divergence == "rollback":
-            raise RollBack(step, whats[0])
-        cause = find_cause(self, self._window, self.where) if broken else None
-        causes = [each for each in self.ranks.gather(cause) if each is not None]
-        # a gradient that is not finite is so on every rank; those without the row at fault have nothing to tell
-        telling = [each for each in causes if each.came_again] or causes[:1]
-        found: list[Problem] = [problem for each in telling for problem in each.problems()]
-        raise DivergedError(whats[0], where=f"step {step}", fix=_LOWER, problems=list(dict.fromkeys(found)))
-
-    def _watch(self, loss: float) -> None:
-        spike = self.spikes.see(loss)
-        if spike is None:
-            return
-        step = self.state.global_step + 1
-        what = f"step {step}: {spike.words()}"
-        if self.plan.recipe.guards.on_divergence == "rollback":
-            raise RollBack(step, what)
-        if self.plan.recipe.guards.on_divergence == "stop":
-            raise DivergedError(what, where=f"step {step}", fix=_LOWER)
-        self.warn(what)
-
     def _maybe_log_save_evaluate(
         self, tr_loss: Any, grad_norm: Any, model: nn.Module, *args: Any, **kwargs: Any
     ) -> None:
         """Trainer's; an evaluation that is cut short by a wish to stop is left for the run that goes on."""
+        control = self.control
+        if control.should_log or control.should_evaluate or control.should_save or control.should_training_stop:
+            self.settle()
         try:
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, *args, **kwargs)  # type: ignore[misc]
         except _EvaluationCut:

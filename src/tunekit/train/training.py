@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from tunekit.core.errors import DivergedError
 from tunekit.core.progress import Screen, Step
 from tunekit.plan.plan import Plan
-from tunekit.runs.layout import RunFolder
+from tunekit.runs.layout import RunFolder, checkpoints, step_of
 from tunekit.runs.metrics import MetricsWriter
-from tunekit.train.checkpoint import checkpoints, newest
+from tunekit.train.checkpoint import newest
 from tunekit.train.resume import clear_staging
 
 if TYPE_CHECKING:
-    from tunekit.train.trainer import RollBack
+    from tunekit.train.guards import RollBack
 
 ROLLBACKS = 3
 """How often a run goes back before it is given up."""
@@ -49,7 +49,7 @@ class Training:
             DivergedError: loss or gradient went wrong.
             MachineError: the disk is full.
         """
-        from tunekit.train.trainer import RollBack
+        from tunekit.train.guards import RollBack
 
         try:
             while True:
@@ -64,7 +64,7 @@ class Training:
     def _once(self, trainer: Any, checkpoint: Path | None) -> Any:
         from tunekit.train.callbacks import Reporter
 
-        step = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
+        step = step_of(checkpoint) if checkpoint else 0
         with ExitStack() as stack:
             trainer.samples = stack.enter_context(MetricsWriter(self.folder.samples(self.rank), keep_through=step))
             if self.rank == 0:
@@ -99,10 +99,10 @@ class Training:
         if self.rank == 0:
             found, _ = newest(self.folder.checkpoints, before=back.step - 1)
             for path in checkpoints(self.folder.checkpoints):
-                if int(path.name.removeprefix("step-")) >= back.step - 1:
+                if step_of(path) >= back.step - 1:
                     shutil.rmtree(path)
         checkpoint: Path | None = trainer.ranks.gather(found.folder if found else None)[0]
-        step = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
+        step = step_of(checkpoint) if checkpoint else 0
         left_out = [number for number in (back.step - 1, back.step) if number > step]
         self.rollbacks.append({"step": back.step, "to": step, "why": back.why, "skipped": left_out})
         self.screen.warn(f"{back.why}: back to step {step}, and past the batches of {_named(left_out)}")
