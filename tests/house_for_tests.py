@@ -34,12 +34,13 @@ LAYER_EXCEPTIONS = {
 }
 PLUGINS = (
     "tunekit.methods", "tunekit.model.adapters", "tunekit.data.formats", "tunekit.evaluate.tasks",
-    "tunekit.evaluate.metrics",
+    "tunekit.evaluate.metrics", "tunekit.model.quantizers",
 )  # fmt: skip
 BROAD_EXCEPT = {"tunekit.cli.shared"}  # the last resort of the program
 DANGEROUS = {
-    # on annotations of the installed transformers' own source, without builtins
+    # on annotations of the installed transformers' and PEFT's own source, without builtins
     ("tunekit.recipe.extra", "eval"),
+    ("tunekit.recipe.peft_fields", "eval"),
 }
 ENVIRONMENT = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES"}
 WHOLE_ENVIRONMENT = {
@@ -52,6 +53,7 @@ IMPORTED_INSIDE_FUNCTIONS = {
     "tunekit.train.causal", "tunekit.train.trainer", "tunekit.train.batches", "tunekit.train.muon",
     "tunekit.train.callbacks", "tunekit.train.guards", "tunekit.train.late", "tunekit.train.ranks",
     "tunekit.train.saving", "tunekit.evaluate.statistics",
+    "tunekit.model.bottleneck.config", "tunekit.model.bottleneck.layer", "tunekit.model.bottleneck.tuner",
 }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from malformed_for_tests import GOOD, RECIPES
 
 from tunekit.cli.recipe import full_schema
 from tunekit.core.errors import MachineError, UserError
-from tunekit.core.registry import ADAPTERS, METHODS
+from tunekit.core.registry import ADAPTERS, METHODS, QUANTIZERS
 from tunekit.plan.hardware import Gpu, Hardware
 from tunekit.plan.plan import Plan
 from tunekit.plan.resolve import resolve
@@ -385,7 +385,7 @@ def test_every_plugin_block_has_a_place_in_the_schema():
     assert set(METHODS.names) <= set(schema["properties"])
     assert schema["properties"]["method"]["enum"] == list(METHODS.names)
     kinds = [block["properties"]["kind"] for block in schema["$defs"].values() if "kind" in block.get("properties", {})]
-    assert {kind["const"] for kind in kinds} == set(ADAPTERS.names)
+    assert {kind["const"] for kind in kinds} == {*ADAPTERS.names, *QUANTIZERS.names}
     references = {part for text in [json.dumps(schema)] for part in text.split('"#/$defs/')[1:]}
     assert {part.split('"')[0] for part in references} <= set(schema["$defs"])
 

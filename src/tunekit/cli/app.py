@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import tunekit
-from tunekit.cli import cache, data, doctor, recipe, resume, runs, train
+from tunekit.cli import adapters, cache, data, doctor, merge, push, recipe, resume, runs, train
 from tunekit.core import startup
 
 app = typer.Typer(
@@ -42,10 +42,13 @@ data.app.add_typer(
 train.register(app)
 resume.register(app)
 recipe.register(app)
+adapters.register(app)
 app.add_typer(
     data.app, name="data", help="Look at data as the model will see it.", rich_help_panel="Look before you train"
 )
 app.add_typer(runs.app, name="runs", help="Look at finished and running runs.", rich_help_panel="Look back")
+push.register(app)
+merge.register(app)
 doctor.register(app)
 
 

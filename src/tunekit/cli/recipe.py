@@ -64,7 +64,7 @@ def schema(
     Example: [bold]tunekit schema > tunekit.schema.json[/bold]
     """
     with guard(debug=debug):
-        from tunekit.recipe.load import recipe_type
+        from tunekit.recipe.kinds import recipe_type
 
         value = recipe_type(method).model_json_schema() if method else full_schema()
         typer.echo(jsonlib.dumps(value, ensure_ascii=False, indent=2))
@@ -72,7 +72,7 @@ def schema(
 
 def full_schema() -> dict[str, Any]:
     """One schema for the recipes of all methods: the shared blocks, and each method's own."""
-    from tunekit.recipe.load import recipe_type
+    from tunekit.recipe.kinds import recipe_type
 
     whole: dict[str, Any] = {}
     for name in METHODS.names:
@@ -100,8 +100,8 @@ def plan(recipe: RecipePath, overrides: Overrides = None, json: Json = False, de
             resolved = make_plan(checked, recipe)
         import tempfile
 
-        from tunekit.train.inputs import Inputs
-        from tunekit.train.pipeline import planned_steps, say_ledger
+        from tunekit.train.inputs import Inputs, planned_steps
+        from tunekit.train.pipeline import say_ledger
 
         inputs = Inputs(checked, recipe.parent)
         inputs.look()

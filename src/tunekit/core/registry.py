@@ -34,14 +34,23 @@ class Registry:
     Args:
         package: dotted name of the folder, for example ``tunekit.methods``.
         kind: what one plug-in is called in messages, for example ``method``.
+        family: dotted name of a module that makes further plug-ins, which have no file of their own: its ``names()``
+            gives their names, its ``load(name)`` one of them.
     """
 
     package: str
     kind: str
+    family: str | None = None
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The plug-ins' names, sorted; nothing is imported but the (empty) package."""
+        """The plug-ins' names, sorted."""
+        further = importlib.import_module(self.family).names() if self.family else ()
+        return tuple(sorted({*self.files, *further}))
+
+    @cached_property
+    def files(self) -> tuple[str, ...]:
+        """The names of those that have a file, sorted; nothing is imported but the (empty) package."""
         spec = importlib.util.find_spec(self.package)
         assert spec is not None and spec.submodule_search_locations is not None, self.package
         found = (m.name for m in pkgutil.iter_modules(spec.submodule_search_locations))
@@ -53,9 +62,13 @@ class Registry:
         Raises:
             UserError: there is no plug-in of that name; the nearest name is given.
         """
+        if name in self.files:
+            return importlib.import_module(f"{self.package}.{name}")
         if name not in self.names:
             raise UserError(f"unknown {self.kind} '{name}'", fix=did_you_mean(name, self.names))
-        return importlib.import_module(f"{self.package}.{name}")
+        assert self.family is not None
+        plugin: ModuleType = importlib.import_module(self.family).load(name)
+        return plugin
 
     def help(self, name: str) -> str:
         """The first line of a plug-in's docstring."""
@@ -63,7 +76,8 @@ class Registry:
 
 
 METHODS = Registry("tunekit.methods", "method")
-ADAPTERS = Registry("tunekit.model.adapters", "adapter kind")
+ADAPTERS = Registry("tunekit.model.adapters", "adapter kind", family="tunekit.model.adapters._peft")
+QUANTIZERS = Registry("tunekit.model.quantizers", "quantization kind")
 FORMATS = Registry("tunekit.data.formats", "data format")
 TASKS = Registry("tunekit.evaluate.tasks", "evaluation task")
 METRICS = Registry("tunekit.evaluate.metrics", "metric")

@@ -47,6 +47,24 @@ def plain_model(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+@contextmanager
+def without_adapter(model: Any) -> Iterator[Any]:
+    """The model that an adapter was put on, as it was before: many kinds do not begin with its output.
+
+    Args:
+        model: with an adapter of PEFT, or any other, which is left as it is.
+    """
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
+        yield model
+    elif has_virtual_tokens(model):
+        yield model.get_base_model()  # nothing was put into it
+    else:
+        with model.disable_adapter():
+            yield model
+
+
 def has_virtual_tokens(model: Any) -> bool:
     """Whether PEFT puts learned tokens before the text (prompt tuning, prefix tuning and their kin)."""
     from peft import PeftModel

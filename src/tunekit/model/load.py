@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tunekit.core.errors import MachineError, UserError
-from tunekit.core.registry import ADAPTERS, nearest
+from tunekit.core.errors import MachineError, UserError, raise_all
+from tunekit.model import kbit
+from tunekit.model.adapt import with_adapter
 from tunekit.model.names import resolve_name
+from tunekit.model.new_tokens import make_room
 from tunekit.model.tokenizer import hub_errors, load_config
+from tunekit.plan.allowed import quantized_problems
 from tunekit.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -25,8 +28,14 @@ class Loaded:
     trainable: int
 
 
-def load_model(plan: Plan) -> Loaded:
-    """Loads the plan's model, on the CPU, with its adapter; seeded, so fresh weights are the same each time.
+def load_model(plan: Plan, steps: int = 0) -> Loaded:
+    """Loads the plan's model with its adapter; seeded, so fresh weights are the same each time.
+
+    It lies on the CPU; quantized weights lie on the device that quantized them.
+
+    Args:
+        plan: the resolved plan.
+        steps: optimizer steps of the run, which some kinds of adapter plan with.
 
     Raises:
         UserError: no such model, weights that are not safetensors, adapter targets that match nothing.
@@ -38,10 +47,12 @@ def load_model(plan: Plan) -> Loaded:
     set_seed(plan.recipe.train.seed)
     model = _base(plan, getattr(torch, plan.weights_dtype))
     model.config.use_cache = False
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    block = plan.recipe.adapter_block
-    if block is not None:
-        model = _with_adapter(model, ADAPTERS.load(block.kind).peft_config(block), plan)
+    parameters = int(model.num_parameters())
+    if kbit.is_quantized(model):
+        kbit.prepare(model, checkpointing=plan.recipe.train.gradient_checkpointing)
+    new = make_room(model, plan.recipe.model) if plan.recipe.model.new_tokens else {}
+    if plan.recipe.adapter_block is not None:
+        model = with_adapter(model, plan, steps, new)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return Loaded(model, parameters, trainable)
 
@@ -54,6 +65,11 @@ def _base(plan: Plan, dtype: torch.dtype) -> PreTrainedModel:
     options: dict[str, Any] = {} if block.attention == "auto" else {"attn_implementation": block.attention}
     if name.random:
         return AutoModelForCausalLM.from_config(load_config(block), dtype=dtype, **options)
+    config = load_config(block)
+    stored = kbit.quantized_of(config)
+    if stored is not None and block.quantize is None:
+        raise_all(UserError, quantized_problems(plan.recipe, *_kind_and_bits(stored)))
+    options |= kbit.load_options(block.quantize, _compute_dtype(plan), plan.hardware.device, config)
     with hub_errors(name):
         try:
             return AutoModelForCausalLM.from_pretrained(
@@ -70,24 +86,13 @@ def _base(plan: Plan, dtype: torch.dtype) -> PreTrainedModel:
             ) from error
 
 
-def _with_adapter(model: PreTrainedModel, config: Any, plan: Plan) -> PreTrainedModel:
-    from peft import get_peft_model
+def _kind_and_bits(words: str) -> tuple[str, int]:
+    kind, _, rest = words.partition(" ")
+    bits = rest.removesuffix("-bit")
+    return kind, int(bits) if bits.isdigit() else 0
 
-    wanted = config.target_modules
-    if isinstance(wanted, (list, set, tuple)):
-        known = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules() if name}
-        for target in sorted(wanted):
-            if target not in known and not any(name.endswith(f".{target}") for name, _ in model.named_modules()):
-                close = nearest(target, known)
-                hint = f"did you mean '{close}'?" if close else f"known: {', '.join(sorted(known))}"
-                raise UserError(f"no module of the model is called '{target}'", where="adapter.targets", fix=hint)
-    try:
-        wrapped = get_peft_model(model, config)
-    except ValueError as error:
-        raise UserError(
-            f"the adapter does not fit the model: {error}", where="adapter", fix="change adapter.targets"
-        ) from error
-    for adapter in wrapped.peft_config.values():
-        adapter.base_model_name_or_path = plan.recipe.model.name  # not the place where this machine keeps it
-        adapter.revision = plan.recipe.model.revision
-    return wrapped
+
+def _compute_dtype(plan: Plan) -> torch.dtype:
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[plan.precision]

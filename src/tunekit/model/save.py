@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunekit.core.files import flush_folder, flush_tree
+from tunekit.model.artefact import CARD, write_manifest
+from tunekit.model.starts import convert
+from tunekit.model.tokenizer import embedding_rows
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -20,29 +26,17 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, turn_en
     return sorted({token for token in ids if token is not None})
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, turn_end: int | None) -> None:
-    """Writes model (or adapter), tokenizer, chat template and generation config; all of it or nothing.
-
-    Args:
-        model: the trained model, without a training wrapper.
-        tokenizer: with the chat template that was trained.
-        folder: must not exist yet.
-        turn_end: id of the token that ends an assistant turn, so that generation stops there.
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A new folder beside ``folder`` to write in; it gets that name when the block ends well, else it is removed.
 
     Raises:
-        OSError: the disk is full or not writable; nothing is left behind.
+        OSError: the disk is full or not writable, or ``folder`` is there and not empty; nothing is left behind.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        if model.generation_config is not None:
-            model.generation_config.eos_token_id = stop_ids(tokenizer, model, turn_end)
-            model.generation_config.pad_token_id = tokenizer.pad_token_id
-        model.config.use_cache = True
-        model.save_pretrained(staging)
-        if not (staging / "generation_config.json").exists() and model.generation_config is not None:
-            model.generation_config.save_pretrained(staging)  # an adapter's folder needs the stop ids as well
-        tokenizer.save_pretrained(staging)
+        yield staging
         staging.chmod(0o755)
         flush_tree(staging)  # the record will say that the run is done: then the model must be on the disk
         staging.rename(folder)
@@ -50,3 +44,53 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    turn_end: int | None,
+    facts: Mapping[str, Any] | None = None,
+    initial: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Writes model (or adapter), tokenizer, chat template, generation config and manifest; all of it or nothing.
+
+    Args:
+        model: the trained model, without a training wrapper.
+        tokenizer: with the chat template that was trained.
+        folder: must not exist yet.
+        turn_end: id of the token that ends an assistant turn, so that generation stops there.
+        facts: what the manifest says beside the files: ``base``, see `artefact.base_facts`; without facts there is no
+            manifest.
+        initial: of `starts.initial_state`, for an adapter that started from a part of the base weights.
+
+    Raises:
+        OSError: the disk is full or not writable; nothing is left behind.
+    """
+    with staged(folder) as staging:
+        if model.generation_config is not None:
+            model.generation_config.eos_token_id = stop_ids(tokenizer, model, turn_end)
+            model.generation_config.pad_token_id = tokenizer.pad_token_id
+        model.config.use_cache = True
+        model.save_pretrained(staging, **_rows_option(model, facts))
+        (staging / CARD).unlink(missing_ok=True)  # PEFT's names the place where this machine keeps the base
+        convert(staging, initial or {})
+        if not (staging / "generation_config.json").exists() and model.generation_config is not None:
+            model.generation_config.save_pretrained(staging)  # an adapter's folder needs the stop ids as well
+        tokenizer.save_pretrained(staging)
+        if facts is not None:
+            write_manifest(staging, {**facts, "rows": embedding_rows(model.config)}, tokenizer)
+
+
+def _rows_option(model: PreTrainedModel, facts: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Whether an adapter's file holds the embeddings too: where rows were added to those of the base.
+
+    Left to itself PEFT compares with the base's config, which it may not reach; then it says no, and rows are lost.
+    """
+    from peft import PeftModel
+
+    rows = ((facts or {}).get("base") or {}).get("rows")
+    if rows is None or not isinstance(model, PeftModel):
+        return {}
+    return {"save_embedding_layers": embedding_rows(model.config) != rows}

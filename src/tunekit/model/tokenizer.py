@@ -66,7 +66,22 @@ def load_tokenizer(block: ModelBlock) -> PreTrainedTokenizerBase:
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    _add(tokenizer, block)
     return tokenizer
+
+
+def _add(tokenizer: PreTrainedTokenizerBase, block: ModelBlock) -> None:
+    """Adds the recipe's new tokens.
+
+    Raises:
+        UserError: one of them is a token already, or stands there twice.
+    """
+    known = tokenizer.get_vocab()
+    for number, token in enumerate(block.new_tokens):
+        if token in known or token in block.new_tokens[:number]:
+            where = f"model.new_tokens.{number}"
+            raise UserError(f"'{token}' is a token of this tokenizer already", where=where, fix="leave it out")
+    tokenizer.add_tokens(list(block.new_tokens))
 
 
 def load_config(block: ModelBlock) -> PretrainedConfig:
@@ -106,6 +121,12 @@ def random_config(name: ModelName) -> PretrainedConfig:
 def embedding_rows(config: PretrainedConfig) -> int:
     """Rows of the model's input embedding."""
     return int(config.get_text_config().vocab_size)
+
+
+def rows_with_new(block: ModelBlock, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows of the input embedding once the recipe's new tokens have theirs."""
+    rows = embedding_rows(load_config(block))
+    return max(rows, len(tokenizer)) if block.new_tokens else rows
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

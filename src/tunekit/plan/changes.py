@@ -11,7 +11,7 @@ from typing import Any, Literal
 from tunekit.core.errors import Problem
 from tunekit.core.registry import METHODS, nearest
 from tunekit.plan.plan import Plan
-from tunekit.recipe.load import recipe_type
+from tunekit.recipe.kinds import recipe_type
 
 Kind = Literal["harmless", "allowed", "fixed"]
 """harmless: needs no word; allowed: applied when it is named; fixed: cannot be applied to a checkpoint."""
@@ -51,7 +51,8 @@ RULES = (
     Rule(("method",), "fixed", "a checkpoint holds the state of its own method"),
     Rule(("model.name", "model.revision"), "fixed", "the checkpoint's weights come from the old one", _FROM_START),
     Rule(("model.dtype",), "fixed", "the weights and the optimizer's state are kept in the old type"),
-    Rule(("model.tokenizer",), "fixed", "the weights were trained on the old tokenizer's ids"),
+    Rule(("model.tokenizer", "model.new_tokens"), "fixed", "the weights were trained on the old tokenizer's ids"),
+    Rule(("model.quantize",), "fixed", "the adapter was trained on weights that were rounded otherwise"),
     Rule(("adapter",), "fixed", "the trained weights, their shapes and their scale belong to the old adapter"),
     Rule(("train.optimizer",), "fixed", "the kept state belongs to the old optimizer"),
     Rule(("data.streaming",), "fixed", "the position in a stream is not one in a list of rows"),

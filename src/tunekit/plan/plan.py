@@ -12,7 +12,7 @@ import tunekit
 from tunekit.core.errors import UserError
 from tunekit.core.files import sha256_json, write_json
 from tunekit.plan.hardware import Hardware
-from tunekit.recipe.load import recipe_type
+from tunekit.recipe.kinds import Kinds, recipe_type
 from tunekit.recipe.schema import Block, Recipe
 
 
@@ -40,7 +40,8 @@ class Plan(Block):
     @classmethod
     def _typed_recipe(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, dict):
-            return recipe_type(str(value.get("method"))).model_validate_json(json.dumps(value))
+            wanted = recipe_type(str(value.get("method")), Kinds.of(value))
+            return wanted.model_validate_json(json.dumps(value))
         return value
 
     @property

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from tunekit.core.errors import MachineError, Problem, UserError, raise_all
+from tunekit.core.registry import ADAPTERS
+from tunekit.plan.allowed import combination_problems, missing_for
 from tunekit.plan.hardware import Hardware, can_compile
 from tunekit.plan.plan import Plan
 from tunekit.recipe.schema import Recipe
@@ -35,7 +37,8 @@ def resolve(recipe: Recipe, recipe_path: Path, hardware: Hardware, folder: str |
     """
     processes = _processes(recipe, hardware)
     micro, accumulation = _batches(recipe, processes)
-    raise_all(MachineError, _missing(recipe, hardware))
+    raise_all(UserError, combination_problems(recipe))
+    raise_all(MachineError, [*_missing(recipe, hardware), *missing_for(recipe, hardware)])
     precision = _precision(recipe, hardware)
     return Plan(
         recipe=recipe,
@@ -150,7 +153,9 @@ def _weights_dtype(recipe: Recipe, hardware: Hardware, precision: str) -> Litera
     if recipe.model.dtype != "auto":
         return recipe.model.dtype
     # Frozen weights need no float32 master copy: only the adapter is updated.
-    return "bfloat16" if recipe.adapter_block is not None and hardware.gpus and precision == "bf16" else "float32"
+    adapter = recipe.adapter_block
+    frozen = adapter is not None and not hasattr(ADAPTERS.load(adapter.kind), "apply")
+    return "bfloat16" if frozen and hardware.gpus and precision == "bf16" else "float32"
 
 
 def run_folder(recipe: Recipe, recipe_path: Path, *, resume: bool = False) -> str:

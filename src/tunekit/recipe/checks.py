@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from tunekit.core.errors import Problem
-from tunekit.core.registry import FORMATS, METRICS, did_you_mean
+from tunekit.core.registry import ADAPTERS, FORMATS, METRICS, did_you_mean
 from tunekit.recipe.document import Document, Path_
+from tunekit.recipe.peft_fields import HIDDEN, peft_fields
 from tunekit.recipe.schema import EvalSplit, Recipe, SourceBlock
 
 
@@ -17,7 +20,7 @@ def recipe_problems(recipe: Recipe, document: Document) -> list[Problem]:
     def at(*path: str | int) -> str:
         return document.place(path)
 
-    rules = (_length, _batch, _grouping, _compiling, _evaluation, _streaming, _names)
+    rules = (_length, _batch, _grouping, _compiling, _evaluation, _streaming, _names, _adapter_extra)
     return [Problem(what, at(*path), fix) for rule in rules for path, what, fix in rule(recipe)]
 
 
@@ -79,6 +82,28 @@ def _compiling(recipe: Recipe) -> Found:
                 f"'train.extra.{name}' needs `train.compile: on`",
                 "set it, or leave this out",
             )
+
+
+def _adapter_extra(recipe: Recipe) -> Found:
+    """Other fields of PEFT's configuration: of that name and type, and without a key of their own."""
+    block = recipe.adapter_block
+    plugin = ADAPTERS.load(block.kind) if block is not None else None
+    extra = getattr(block, "extra", {})
+    if not extra:
+        return
+    fields = peft_fields(getattr(plugin, "PEFT", block.kind))
+    for name, value in extra.items():
+        path = ("adapter", "extra", name)
+        if name in HIDDEN or name in type(block).model_fields:
+            yield path, f"'adapter.extra.{name}' is set by a key of its own, or by tunekit", "leave it out"
+        elif name not in fields:
+            what = f"'adapter.extra.{name}' is not a field of PEFT's configuration of {block.kind}"
+            yield path, what, did_you_mean(name, fields)
+        else:
+            try:
+                TypeAdapter(fields[name].type, config=ConfigDict(strict=True)).validate_python(value)
+            except ValidationError:
+                yield path, f"'adapter.extra.{name}' must be of the type {fields[name].annotation}", ""
 
 
 def has_eval(recipe: Recipe) -> bool:

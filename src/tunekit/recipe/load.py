@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from functools import cache, reduce
-from operator import or_
+from functools import reduce
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from tunekit.core.errors import Problem, UserError, raise_all
@@ -18,6 +17,7 @@ from tunekit.core.registry import ADAPTERS, METHODS, did_you_mean
 from tunekit.recipe import document as documents
 from tunekit.recipe.checks import recipe_problems
 from tunekit.recipe.extra import extra_problems
+from tunekit.recipe.kinds import Kinds, recipe_type, unknown_kinds
 from tunekit.recipe.schema import Recipe
 
 _BOUNDS = {
@@ -26,24 +26,6 @@ _BOUNDS = {
     "less_than": ("lt", "<"),
     "less_than_equal": ("le", "<="),
 }
-
-
-@cache
-def recipe_type(method: str) -> type[Recipe]:
-    """The Recipe class of one method: the shared blocks, the method's own block, and the adapters it may take.
-
-    Raises:
-        UserError: there is no such method.
-    """
-    plugin = METHODS.load(method)
-    blocks: dict[str, Any] = {
-        method: (plugin.Config, Field(default_factory=plugin.Config, description=METHODS.help(method)))
-    }
-    adapters = [ADAPTERS.load(kind).Config for kind in ADAPTERS.names]
-    union: Any = reduce(or_, adapters)
-    kinds: Any = Annotated[union, Field(discriminator="kind")] if len(adapters) > 1 else union
-    blocks["adapter"] = (kinds | None, Field(None, description="leave out for full fine-tuning"))
-    return create_model(f"{method.title()}Recipe", __base__=Recipe, __module__=__name__, **blocks)
 
 
 def load(path: Path, *, method: str | None = None, overrides: Iterable[str] = ()) -> Recipe:
@@ -66,17 +48,30 @@ def check(document: documents.Document, method: str | None = None) -> Recipe:
     chosen = _method_of(document, method)
     value["method"] = chosen
     problems = _foreign_blocks(document, value, chosen)
+    problems += unknown_kinds(document, value)
     problems += extra_problems(document)
     recipe: Recipe | None = None
+    wanted = recipe_type(chosen, Kinds.of(value))
     try:
-        recipe = recipe_type(chosen).model_validate_json(json.dumps(value, ensure_ascii=True))
+        recipe = wanted.model_validate_json(json.dumps(value, ensure_ascii=True))
     except ValidationError as error:
-        problems += _problems(error, document, recipe_type(chosen), value)
+        problems += _problems(error, document, wanted, value)
     if recipe is not None:
         problems += recipe_problems(recipe, document)
     raise_all(UserError, sorted(problems, key=_line))
     assert recipe is not None
-    return recipe
+    return _with_learning_rate(recipe)
+
+
+def _with_learning_rate(recipe: Recipe) -> Recipe:
+    """Where the recipe names none, the learning rate is the one that suits its adapter."""
+    adapter = recipe.adapter_block
+    if adapter is None or "learning_rate" in recipe.train.model_fields_set:
+        return recipe
+    usual = getattr(ADAPTERS.load(adapter.kind), "LEARNING_RATE", None)
+    if usual is None:
+        return recipe
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"learning_rate": usual})})
 
 
 def _line(problem: Problem) -> tuple[int, ...]:
@@ -132,7 +127,7 @@ def _problems(error: ValidationError, document: documents.Document, root: type[B
         # a list whose item is wrong counts as too short, or as not the word that may stand in its place, as well:
         # the item's own problem says enough
         if not (
-            items[0]["type"] in ("too_short", "literal_error")
+            items[0]["type"] in ("too_short", "literal_error", "string_type")
             and any(other[: len(path)] == path != other for other in paths)
         )
     ]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
 
 from tunekit.core.registry import METHODS
-from tunekit.recipe.load import recipe_type
+from tunekit.recipe.kinds import recipe_type
 
 _HEAD = """# The recipe, key by key
 
@@ -24,6 +26,20 @@ _WORDS = {
 }
 
 
+_ELSEWHERE = {
+    "adapter": "A block with a `kind`; the kinds, what they can do and their keys: [adapters.md](adapters.md).",
+}
+
+
+class Key(NamedTuple):
+    """A key of a block, in words: the values it takes, what it is when left out, what it does."""
+
+    name: str
+    values: str
+    default: str
+    help: str
+
+
 def reference() -> str:
     """The whole reference as Markdown."""
     parts = [_HEAD]
@@ -37,10 +53,27 @@ def reference() -> str:
     return "\n".join(parts)
 
 
+def keys_of(block: type[BaseModel]) -> list[Key]:
+    """The keys of one block, in their order."""
+    schema = block.model_json_schema()
+    return _keys(schema, schema.get("$defs", {}))
+
+
+def markdown_table(keys: list[Key]) -> list[str]:
+    """Keys as the lines of a Markdown table."""
+    if not keys:
+        return ["No keys of its own."]
+    rows = [f"| `{key.name}` | {key.values} | {key.default} | {key.help} |" for key in keys]
+    return ["| key | value | default | |", "|---|---|---|---|", *rows]
+
+
 def _block(name: str, field: dict[str, Any], definitions: dict[str, Any]) -> str:
     found = _definition(field, definitions)
     if found is None:
-        return f"## `{name}`\n\n{field.get('description', '')}\n"
+        lines = [f"## `{name}`", "", field.get("description", "")]
+        if name in _ELSEWHERE:
+            lines += ["", _ELSEWHERE[name]]
+        return "\n".join(lines) + "\n"
     lines = [f"## `{name}:`", "", field.get("description") or found.get("description", ""), ""]
     lines += _table(found, definitions)
     for key, inner in _inner_blocks(found, definitions):
@@ -75,14 +108,15 @@ def _definition(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str,
 
 
 def _table(definition: dict[str, Any], definitions: dict[str, Any]) -> list[str]:
-    fields = definition.get("properties", {})
-    if not fields:
-        return ["No keys of its own."]
-    rows = ["| key | value | default | |", "|---|---|---|---|"]
-    for key, field in fields.items():
-        default = "required" if key in definition.get("required", []) else _plain(field.get("default"))
-        rows.append(f"| `{key}` | {_kind(field, definitions)} | {default} | {field.get('description', '')} |")
-    return rows
+    return markdown_table(_keys(definition, definitions))
+
+
+def _keys(definition: dict[str, Any], definitions: dict[str, Any]) -> list[Key]:
+    found = []
+    for name, field in definition.get("properties", {}).items():
+        default = "required" if name in definition.get("required", []) else _plain(field.get("default"))
+        found.append(Key(name, _kind(field, definitions), default, field.get("description", "")))
+    return found
 
 
 def _kind(field: dict[str, Any], definitions: dict[str, Any]) -> str:

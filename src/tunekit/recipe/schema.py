@@ -37,8 +37,14 @@ class ModelBlock(Block):
         description="type of the loaded weights; auto: float32, or bfloat16 where only an adapter is trained on a GPU",
     )
     tokenizer: str | None = Field(None, description="another tokenizer's Hub id or folder")
+    new_tokens: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="added to the tokenizer; trained, and saved with the model or the adapter"
+    )
     chat_template: str | None = Field(
         None, description="a Jinja file, or a built-in name such as chatml; default: the tokenizer's"
+    )
+    quantize: Any = Field(
+        None, description="weights of 4 or 8 bits, on which an adapter is trained: {kind: bnb, bits: 4}, ..."
     )
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
         "auto",
@@ -131,7 +137,9 @@ class TrainBlock(Block):
     micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         None, description="examples per device and forward pass; derived when left out; auto: as many as fit in memory"
     )
-    learning_rate: float = Field(2e-4, gt=0, le=10, description="peak learning rate")
+    learning_rate: float = Field(
+        2e-4, gt=0, le=10, description="peak learning rate; default: what suits the kind of adapter"
+    )
     schedule: Literal["linear", "cosine", "constant", "cosine_with_min_lr", "inverse_sqrt", "polynomial"] = Field(
         "cosine", description="learning rate after the warm-up"
     )

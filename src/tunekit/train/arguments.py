@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tunekit.core.registry import METHODS
+from tunekit.core.registry import ADAPTERS, METHODS
 from tunekit.plan.hardware import can_compile
 from tunekit.plan.plan import Plan
 
@@ -60,7 +60,7 @@ def training_arguments(plan: Plan, staging: Path, *, evaluates: bool, compiled: 
         "gradient_checkpointing": train.gradient_checkpointing,
         "torch_compile": compiled,
         "use_liger_kernel": plan.kernels == "liger",
-        "liger_kernel_config": _LIGER if plan.kernels == "liger" else None,
+        "liger_kernel_config": _liger(plan) if plan.kernels == "liger" else None,
         "train_sampling_strategy": _sampling(plan),
         "length_column_name": "length",
         "seed": train.seed,
@@ -75,9 +75,19 @@ def training_arguments(plan: Plan, staging: Path, *, evaluates: bool, compiled: 
         **_optimization(plan),
         **_schedule(plan, evaluates),
     }
+    adapter = plan.recipe.adapter_block
+    arguments = getattr(ADAPTERS.load(adapter.kind), "arguments", None) if adapter is not None else None
+    if arguments is not None:
+        named |= arguments(adapter)
     shadowed = named.keys() & train.extra.keys()
     assert not shadowed - _OPEN, f"recipe.extra.NAMED misses {shadowed}"
     return named | train.extra
+
+
+def _liger(plan: Plan) -> dict[str, bool]:
+    """Its MLP takes the place of a forward that a bottleneck adapter needs for itself."""
+    adapter = plan.recipe.adapter_block
+    return _LIGER | ({"swiglu": False, "geglu": False} if adapter is not None and adapter.kind == "bottleneck" else {})
 
 
 def _optimization(plan: Plan) -> dict[str, Any]:

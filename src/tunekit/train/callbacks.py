@@ -27,6 +27,12 @@ class Keeper(TrainerCallback):
         """Takes up what the checkpoint remembers."""
         self.trainer.begin()
 
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Lets the adapter move its parts."""
+        self.trainer.after_step()
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """After Trainer's own choices for this step: an end that was asked for comes before an evaluation."""
         trainer = self.trainer

@@ -81,6 +81,8 @@ class CausalTrainer(TunekitTrainer, Trainer):
         count = labels if num_items_in_batch is None else num_items_in_batch
         world = self.accelerator.num_processes if num_items_in_batch is not None else 1  # DDP averages over the ranks
         loss = found.total * world / torch.as_tensor(count).clamp(min=1)
+        if model.training and (further := self.further_loss()) is not None:
+            loss = loss + further * labels * world / torch.as_tensor(count).clamp(min=1)
         config = plain_model(self.model).config.get_text_config()
         if getattr(config, "output_router_logits", False):
             steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps

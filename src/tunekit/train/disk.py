@@ -57,23 +57,28 @@ def optimizer_bytes(model: nn.Module, optimizer: str) -> int:
     return total
 
 
-def weight_bytes(model: nn.Module, plan: Plan) -> int:
+def weight_bytes(model: nn.Module) -> int:
     """Bytes of the saved weights: the trainable ones with an adapter, else all; tied ones count once."""
-    adapter = plan.recipe.adapter_block is not None
+    from peft import PeftModel
+
+    adapter = isinstance(model, PeftModel)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad or not adapter]
     kept = parameters if adapter else [*parameters, *model.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
 
 def checkpoint_bytes(model: nn.Module, plan: Plan) -> int:
-    """Estimated bytes of one checkpoint: weights, the optimizer's states, small files."""
-    return weight_bytes(model, plan) + optimizer_bytes(model, plan.recipe.train.optimizer) + SMALL_FILES
+    """Estimated bytes of one checkpoint: weights (of an adapter twice), the optimizer's states, small files."""
+    from peft import PeftModel
+
+    trained = weight_bytes(model) if isinstance(model, PeftModel) else 0
+    return weight_bytes(model) + trained + optimizer_bytes(model, plan.recipe.train.optimizer) + SMALL_FILES
 
 
 def largest_file_bytes(model: nn.Module, plan: Plan) -> int:
     """Estimated bytes of the largest file that a run writes."""
     states = optimizer_bytes(model, plan.recipe.train.optimizer) if _saves(plan) else 0
-    return max(min(weight_bytes(model, plan), SHARD), states)
+    return max(min(weight_bytes(model), SHARD), states)
 
 
 def needed_bytes(model: nn.Module, plan: Plan, existing: int = 0) -> int:
@@ -85,7 +90,7 @@ def needed_bytes(model: nn.Module, plan: Plan, existing: int = 0) -> int:
         existing: bytes of checkpoints that lie there already and will be rotated away.
     """
     count = plan.recipe.train.keep_checkpoints + 1 + plan.recipe.train.keep_best if _saves(plan) else 0
-    total = count * checkpoint_bytes(model, plan) + weight_bytes(model, plan) + SMALL_FILES
+    total = count * checkpoint_bytes(model, plan) + weight_bytes(model) + SMALL_FILES
     return max(0, int(total * SLACK) - existing)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -23,7 +24,8 @@ from tunekit.data.render import Renderer, named_template
 from tunekit.data.sources import fingerprint, input_files, is_hub
 from tunekit.data.stream import Stream
 from tunekit.model.names import resolve_name
-from tunekit.model.tokenizer import embedding_rows, load_config, load_tokenizer, tokenizer_hash
+from tunekit.model.tokenizer import load_tokenizer, rows_with_new, tokenizer_hash
+from tunekit.plan.plan import Plan
 from tunekit.recipe.schema import Recipe, SourceBlock
 
 if TYPE_CHECKING:
@@ -93,7 +95,7 @@ class Inputs:
         data, tokenizer = self.recipe.data, self.tokenizer
         renderer = Renderer(tokenizer, loss_on=data.loss_on)
         facts = TokenFacts(
-            tokenizer_hash(tokenizer), embedding_rows(load_config(self.recipe.model)), tokenizer.bos_token_id
+            tokenizer_hash(tokenizer), rows_with_new(self.recipe.model, tokenizer), tokenizer.bos_token_id
         )
         isolated = METHODS.load(self.recipe.method).ISOLATED
         return Fitter(renderer, facts, data.max_length, data.overlong, isolated)
@@ -174,3 +176,12 @@ def eval_items(prepared: Prepared) -> list[EvalItem]:
             )
         )
     return items
+
+
+def planned_steps(plan: Plan, facts: dict[str, Any]) -> int:
+    """The optimizer steps of a whole run on prepared data; transformers' Trainer counts them the same way."""
+    train = plan.recipe.train
+    if train.max_steps is not None:  # a stream names its steps
+        return train.max_steps
+    a_pass = math.ceil(int(facts["examples"]) / plan.examples_per_step)
+    return math.ceil(a_pass * (train.epochs or 1))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tunekit.core.errors import UserError
@@ -66,7 +67,7 @@ def run_flat(
         logits = model(**batch, use_cache=False).logits[0].float()
         return list(logits.split(segments.lengths))
 
-    with evaluating(model), arithmetic:
+    with evaluating(model), arithmetic, _token_by_token(model):
         try:
             alone = [model(**_alone(plain, document), use_cache=False).logits[0].float() for document in ids]
             if wanted == "auto":
@@ -84,6 +85,20 @@ def run_flat(
     if wanted == "auto":
         plain.set_attn_implementation(before if why else NAME)
     return why
+
+
+@contextmanager
+def _token_by_token(model: PreTrainedModel) -> Iterator[None]:
+    """LLM.int8() looks for outliers in all tokens of a batch, whoever's they are: for the probe it looks for none."""
+    states = [module.state for module in model.modules() if hasattr(getattr(module, "state", None), "threshold")]
+    before = [state.threshold for state in states]
+    try:
+        for state in states:
+            state.threshold = 0.0
+        yield
+    finally:
+        for state, threshold in zip(states, before, strict=True):
+            state.threshold = threshold
 
 
 def _settled(model: PreTrainedModel, attention: str, compiled: bool) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import shutil
 import time
@@ -15,7 +14,10 @@ from tunekit.core.errors import MachineError, Stopped, TunekitError, UserError
 from tunekit.core.files import write_atomic
 from tunekit.core.progress import Screen
 from tunekit.data.prepare import Prepared
+from tunekit.data.sources import is_hub
+from tunekit.model.names import resolve_name
 from tunekit.plan.plan import Plan
+from tunekit.runs.card import Card, write_card
 from tunekit.runs.environment import git_state, library_versions
 from tunekit.runs.layout import RunFolder
 from tunekit.runs.lock import RunLock
@@ -23,7 +25,7 @@ from tunekit.runs.record import ProgressPart, Record, ResumePart, read_record, w
 from tunekit.runs.report import write_report
 from tunekit.runs.table import progress_of
 from tunekit.runs.wording import now_utc
-from tunekit.train.inputs import Inputs
+from tunekit.train.inputs import Inputs, planned_steps
 from tunekit.train.signals import StopRequest, stop_signals
 
 if TYPE_CHECKING:
@@ -194,6 +196,7 @@ def _make(
     from tunekit.train.resume import check_data
 
     plan = job.plan
+    hub = hub_names(plan)  # now: at the end what is local may have been moved
     with library_logs_to(folder.log):
         started = time.perf_counter()
         inputs = Inputs(plan.recipe, Path(plan.recipe_folder))
@@ -217,6 +220,19 @@ def _make(
         artefact=folder.model.name,
         plan_hash=Plan.load(folder.plan).hash,  # `micro_batch_size: auto` was settled since
     )
+    write_card(Card(folder, made.record.ended("done", 0), Plan.load(folder.plan), hub))
+
+
+def hub_names(plan: Plan) -> frozenset[str]:
+    """Those of the recipe's names (model, tokenizer, data) that are Hub ids."""
+    data, model = plan.recipe.data, plan.recipe.model
+    sources = [*data.train, *(data.eval if isinstance(data.eval, tuple) else ())]
+    named = {source.path for source in sources if is_hub(source, Path(plan.recipe_folder))}
+    if resolve_name(model.name).kind == "hub":
+        named.add(model.name)
+    if model.tokenizer is not None and resolve_name(model.tokenizer, "model.tokenizer").kind == "hub":
+        named.add(model.tokenizer)
+    return frozenset(named)
 
 
 def _trained(
@@ -236,15 +252,6 @@ def _trained(
 def _data_part(prepared: Prepared) -> dict[str, Any]:
     facts = prepared.facts
     return {"fingerprint": facts["fingerprint"], "splits": facts["summary"]}
-
-
-def planned_steps(plan: Plan, facts: dict[str, Any]) -> int:
-    """The optimizer steps of a whole run on prepared data; transformers' Trainer counts them the same way."""
-    train = plan.recipe.train
-    if train.max_steps is not None:  # a stream names its steps
-        return train.max_steps
-    a_pass = math.ceil(int(facts["examples"]) / plan.examples_per_step)
-    return math.ceil(a_pass * (train.epochs or 1))
 
 
 def say_ledger(facts: dict[str, Any], screen: Screen) -> None:

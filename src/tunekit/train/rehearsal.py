@@ -47,7 +47,7 @@ def rehearse(trainer: Any, tokenizer: PreTrainedTokenizerBase, folder: RunFolder
         _compare(model, scratch / "model")
         return sum(path.stat().st_size for path in scratch.rglob("*") if path.is_file())
     except (OSError, SafetensorError) as error:
-        needed = weight_bytes(model, trainer.plan) + SMALL_FILES
+        needed = weight_bytes(model) + SMALL_FILES
         raise full_disk_error(error, folder.path, needed) or _refused(error, folder.path) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

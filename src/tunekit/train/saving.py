@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tunekit.core.errors import DivergedError, MachineError, TunekitError
+from tunekit.model.adapt import restore_trained, trained_state
+from tunekit.model.starts import convert
 from tunekit.runs.layout import checkpoint_name
 from tunekit.runs.metrics import MetricsWriter
 from tunekit.train.checkpoint import Damaged, put_in_place, rotate, verify
@@ -25,6 +30,9 @@ from tunekit.train.spikes import SpikeWatch
 
 if TYPE_CHECKING:
     from tunekit.plan.plan import Plan
+
+TRAINED = "trained.safetensors"
+"""What is trained of a model with an adapter, by the names of the model's parameters."""
 
 
 class Saving:
@@ -48,6 +56,10 @@ class Saving:
     lr_scheduler: Any
     _tr_loss: torch.Tensor
 
+    initial: Mapping[str, torch.Tensor] = MappingProxyType({})
+    """Of `starts.initial_state`."""
+    adapter_kind: Any
+    """The adapter's plug-in, or None."""
     tokens_seen = 0
     trained_seen = 0
     positions_seen = 0
@@ -119,12 +131,23 @@ class Saving:
         """Every rank writes what is its own; the main process what all share."""
         if self.args.should_save:
             self.model.save_pretrained(staged)  # type: ignore[operator]
+            if isinstance(self.model, PeftModel):
+                (staged / "README.md").unlink(missing_ok=True)  # PEFT's card names the place of the base here
+                convert(staged, self.initial)
+                save_file(trained_state(self.model, self.adapter_kind), staged / TRAINED)
             self.processing_class.save_pretrained(staged)  # type: ignore[attr-defined]
             (staged / "plan.json").write_text(self.plan.model_dump_json(indent=2), encoding="utf-8")
         self._save_optimizer_and_scheduler(str(staged))  # type: ignore[attr-defined]
         self._save_scaler(str(staged))  # type: ignore[attr-defined]
         self._save_rng_state(str(staged))  # type: ignore[attr-defined]
         self.rank_state().save(staged, self.args.process_index)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Trainer's; of an adapter everything that was trained, which is more than some kinds save."""
+        if isinstance(self.model, PeftModel):
+            restore_trained(self.model, load_file(Path(resume_from_checkpoint) / TRAINED), self.adapter_kind)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
 
     def rank_state(self) -> RankState:
         """What this rank has to remember."""
@@ -186,7 +209,10 @@ class Saving:
                 where=str(best),
                 fix="finish with the last one: `--set train.keep_best=false --allow-change train.keep_best`",
             ) from why
-        super()._load_best_model()  # type: ignore[misc]
+        if isinstance(self.model, PeftModel):
+            restore_trained(self.model, load_file(best / TRAINED), self.adapter_kind)
+        else:
+            super()._load_best_model()  # type: ignore[misc]
 
     def begin(self) -> None:
         """Called when training begins: takes up what the checkpoint remembers, if it goes on from one."""

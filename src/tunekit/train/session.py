@@ -7,7 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,16 +18,19 @@ from tunekit.core.progress import Screen
 from tunekit.core.registry import METHODS
 from tunekit.data.ledger import Ledger
 from tunekit.data.prepare import Prepared
+from tunekit.evaluate.mode import without_adapter
 from tunekit.evaluate.run import check, compare, evaluate_model
 from tunekit.model.fingerprint import weights_fingerprint
 from tunekit.model.load import Loaded, load_model
 from tunekit.model.names import resolve_name
 from tunekit.model.save import save_model, stop_ids
+from tunekit.model.starts import changes_base, initial_state
 from tunekit.plan.plan import Plan
 from tunekit.runs.environment import library_versions
 from tunekit.runs.layout import RunFolder, step_of
+from tunekit.train.adapters import artefact_facts, begin_from_data
 from tunekit.train.flops import measured_rate
-from tunekit.train.inputs import EvalItem, Inputs, eval_items
+from tunekit.train.inputs import EvalItem, Inputs, eval_items, planned_steps
 from tunekit.train.resume import check_base
 from tunekit.train.signals import StopRequest
 from tunekit.train.tally import training_facts
@@ -75,6 +78,7 @@ class Session:
         self.folder = RunFolder(Path(plan.run_dir))
         self.outcome = Outcome()
         self.ceiling: float | None = None
+        self.facts: dict[str, Any] | None = None
 
     def run(self) -> Outcome:
         """Trains and evaluates; rank 0 saves the model.
@@ -88,11 +92,12 @@ class Session:
         torch.set_num_threads(self.plan.threads)
         items = self._items()
         with self._phase("loading"), self.screen.step("loading model"):
+            self.facts = artefact_facts(self.plan) if self.rank == 0 else None  # now: files may change later
             trainer = self.build()
             trainer = self._rehearsed(trainer)
         if trainer.padded_because:
             self.screen.say(f"this run pads its batches ({trainer.padded_because}); group_by_length wastes less")
-        baseline = self._measure(trainer, items, "base model") if self.plan.recipe.eval.baseline else None
+        baseline = self._measure(trainer, items, "base model", base=True) if self.plan.recipe.eval.baseline else None
         trainer = self._train(trainer)
         tuned = self._measure(trainer, items, "tuned model")
         if tuned is not None:
@@ -105,7 +110,11 @@ class Session:
 
     def build(self) -> Any:
         """Model and trainer as the plan says; nothing has been trained."""
-        trainer = self._trainer(load_model(self.plan))
+        loaded = load_model(self.plan, planned_steps(self.plan, self.prepared.facts))
+        if self.plan.recipe.adapter_block is not None:
+            begin_from_data(loaded.model, self.plan, self.inputs, self.prepared)
+        trainer = self._trainer(loaded)
+        trainer.initial = initial_state(loaded.model)
         self._check_ranks(trainer)
         return trainer
 
@@ -213,8 +222,8 @@ class Session:
                 fix="the global batch would not be the recipe's: start it with `tunekit`, not another launcher",
             )
 
-    def _measure(self, trainer: Any, items: list[EvalItem], what: str) -> Any:
-        """Evaluates on rank 0 while the others wait; None when nothing is held out."""
+    def _measure(self, trainer: Any, items: list[EvalItem], what: str, *, base: bool = False) -> Any:
+        """Evaluates on rank 0 while the others wait; None when nothing is held out. ``base``: without the adapter."""
         if not items:
             return None
         results = None
@@ -225,7 +234,10 @@ class Session:
                 model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
                 tokenizer = self.inputs.tokenizer
                 stops = stop_ids(tokenizer, model, self.inputs.turn_end)
-                results = evaluate_model(model, tokenizer, items, self.plan.recipe.eval, self.screen, stop_ids=stops)
+                with without_adapter(model) if base and not changes_base(model) else nullcontext(model) as measured:
+                    results = evaluate_model(
+                        measured, tokenizer, items, self.plan.recipe.eval, self.screen, stop_ids=stops
+                    )
             trainer.accelerator.wait_for_everyone()
         return results
 
@@ -263,7 +275,10 @@ class Session:
             if self.rank == 0:
                 with self.screen.step("saving model"):
                     model = trainer.accelerator.unwrap_model(trainer.model)
-                    save_model(model, self.inputs.tokenizer, self.folder.model, self.inputs.turn_end)
+                    tokenizer, facts = self.inputs.tokenizer, self.facts
+                    save_model(
+                        model, tokenizer, self.folder.model, self.inputs.turn_end, facts=facts, initial=trainer.initial
+                    )
                 self._account_for_stream()
             trainer.accelerator.wait_for_everyone()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from tunekit.core.registry import ADAPTERS
 from tunekit.runs.metrics import MetricsWriter
 from tunekit.train.batches import EpochBatches, EpochLoader, StreamLoader
 from tunekit.train.callbacks import Keeper
@@ -59,6 +60,8 @@ class TunekitTrainer(Guarding):
         self.plan, self.run_folder, self.checkpoint_facts = plan, Path(plan.run_dir), checkpoint_facts
         self.stop, self.where, self.warn, self.pulse = stop, where, warn, pulse
         self.ranks, self.spikes, self.finisher = Ranks(), SpikeWatch(), Finisher()
+        block = plan.recipe.adapter_block
+        self.adapter_kind = ADAPTERS.load(block.kind) if block is not None else None
         self.step_flops = step_flops(self.model)
         self.samples: MetricsWriter | None = None
         self.metrics: MetricsWriter | None = None
@@ -69,15 +72,35 @@ class TunekitTrainer(Guarding):
         self._step_loss: Any = 0.0
         self.add_callback(Keeper(self))  # type: ignore[attr-defined]
 
+    def further_loss(self) -> Any:
+        """What a kind of adapter adds to the loss of a micro-batch, or None."""
+        added = getattr(self.adapter_kind, "further_loss", None)
+        return added(self.model) if added else None
+
+    def after_step(self) -> None:
+        """Called after the optimizer's step, before gradients are cleared: some kinds of adapter move their parts."""
+        moved = getattr(self.adapter_kind, "after_step", None)
+        if moved:
+            moved(self.model, self.state.global_step)
+
     @property
     def saves(self) -> bool:
         """Whether this run writes checkpoints."""
         return self.plan.recipe.train.save_every != "never"
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's optimizer, or Muon, which Trainer does not know."""
+        """Trainer's optimizer, over the adapter's own groups if it has any; or Muon, which Trainer does not know."""
+        grouped = getattr(self.adapter_kind, "parameter_groups", None)
+        train = self.plan.recipe.train
+        groups = (
+            grouped(self.model, self.plan.recipe.adapter_block, train.learning_rate, train.weight_decay)
+            if grouped
+            else []
+        )
+        if groups and self.optimizer is None:
+            made, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)  # type: ignore[attr-defined]
+            self.optimizer = made(groups, **options)
         if self.plan.recipe.train.optimizer == "muon" and self.optimizer is None:
-            train = self.plan.recipe.train
             self.optimizer = muon_for(
                 self.model,
                 lr=train.learning_rate,

@@ -1,0 +1,1 @@
+"""Making a finished model smaller or plainer, with a proof that it is still the same model."""

@@ -1,0 +1,274 @@
+"""An adapter becomes part of its base's weights: merged in float32, written, proven in a fresh process, then named."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunekit.compress import parity
+from tunekit.compress.combine import Combination, check, combined
+from tunekit.core.errors import UserError
+from tunekit.core.files import write_atomic, write_json
+from tunekit.core.progress import Screen
+from tunekit.core.registry import QUANTIZERS
+from tunekit.model import artefact, kbit
+from tunekit.model.names import resolve_name
+from tunekit.model.restore import Artefact, attach, find, load_base, load_tokenizer, loadable
+from tunekit.model.save import staged
+from tunekit.model.tokenizer import embedding_rows, load_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PROOF = "merge.json"
+QUANTIZED = (
+    "the base was quantized for the training: the adapter is merged into its full-precision weights, because rounding "
+    "the sum to few bits would change what was learned"
+)
+DTYPES = ("float32", "bfloat16", "float16")
+_BEFORE_TEXT = "its learned tokens or keys stand before the text, and no weight of the base can hold them"
+_OF_INPUT = "what it adds depends on the input through a network of its own, and no weight of the base can hold that"
+NOT_MERGEABLE = {
+    **dict.fromkeys(
+        ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "CARTRIDGE"), _BEFORE_TEXT
+    ),
+    **dict.fromkeys(("LILY", "POLY", "XLORA", "SHADOW", "TUNEKIT_BOTTLENECK"), _OF_INPUT),
+    "ADAPTION_PROMPT": "it adds attention to learned tokens, and no weight of the base can hold them",
+    "BEFT": "PEFT merges it only into layers that have a bias of their own",
+}
+"""PEFT's kinds that cannot become part of a base's weights, and why."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is merged into what.
+
+    Args:
+        folder: of a run or an adapter.
+        target: where the merged model goes; new or empty.
+        dtype: of the merged weights; None for the base's own.
+        rows: the run's held-out rows, asked for when they are needed; empty for the embedded world's.
+        combination: further adapters, and how they are weighed.
+    """
+
+    folder: Path
+    target: Path
+    dtype: str | None = None
+    rows: Callable[[], Sequence[Any]] = tuple
+    combination: Combination | None = None
+
+
+def merge(request: Request, screen: Screen) -> dict[str, Any]:
+    """Merges, writes, proves, and puts the folder in its place; or leaves nothing behind.
+
+    Returns:
+        The proof, as in merge.json.
+
+    Raises:
+        UserError: a kind that cannot be merged, a whole model, a target that is not empty.
+        NotProvenError: the merged model is not the adapter on its base.
+        MachineError: damaged files, or no room.
+    """
+    found = find(request.folder)
+    mergeable(found)
+    if request.target.exists() and (not request.target.is_dir() or any(request.target.iterdir())):
+        raise UserError("the folder exists already", where=str(request.target), fix="name another with --output")
+    assert found.base is not None
+    full_precision(found)
+    dtype = request.dtype or base_dtype(found)
+    if request.combination is not None:
+        check([found, *map(find, request.combination.folders)], request.combination)
+    if found.quantize:
+        screen.say(QUANTIZED)
+    with staged(request.target) as staging, hushed(), combined(found, request.combination) as joined:
+        return _proven(request, joined, dtype, staging, screen)
+
+
+def _proven(request: Request, found: Artefact, dtype: str, staging: Path, screen: Screen) -> dict[str, Any]:
+    import torch
+
+    assert found.base is not None
+    with screen.step("merging"):
+        tokenizer = load_tokenizer(found)
+        model = merged_model(attach(load_base(found, dtype="float32"), found))
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        rows = embedding_rows(model.config)
+        write(model.to(getattr(torch, dtype)), tokenizer, found, staging)
+        del model  # the fresh process needs the room
+    with screen.step("proving, in a fresh process"):
+        held_out = request.rows()
+        prompts = parity.fitted(held_out or parity.world_prompts(tokenizer), positions)
+        threads, quantized = torch.get_num_threads(), trains_here(found)
+        answer = parity.measure(found.folder, staging, dtype, prompts, threads=threads, quantized=quantized)
+    parity.judge(answer)
+    source = "the run's held-out rows" if held_out else "the embedded world"
+    proof = {"base": found.base.name, "adapter": found.kind, "rows": source, "limits": parity.limits(answer)} | answer
+    write_json(staging / PROOF, proof)
+    facts = {"base": base_facts(found), "merged": found.kind, "rows": rows}
+    artefact.write_manifest(staging, facts, tokenizer)
+    return proof
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Keeps the libraries' bars and warnings off the screen while the block runs."""
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def mergeable(found: Artefact) -> None:
+    """Refuses what cannot become part of a base's weights, by its configuration alone.
+
+    Raises:
+        UserError: with the reason.
+    """
+    if found.adapter is None:
+        raise UserError("this is a whole model: there is no adapter to merge", where=str(found.folder))
+    loadable(found)
+    kind, why = found.kind, NOT_MERGEABLE.get(found.kind)
+    if found.adapter.get("alora_invocation_tokens"):
+        kind, why = "activated LoRA", "it is on only after its invocation tokens, and weights are always on"
+    if found.adapter.get("layer_replication"):
+        kind, why = "layer-replicating", "several of its layers share one of the base, and each would change it"
+    if why is not None:
+        raise UserError(f"an adapter of kind {kind} cannot be merged: {why}", where=str(found.folder),
+                        fix="use it as it is, on its base: PEFT loads it")  # fmt: skip
+
+
+def full_precision(found: Artefact) -> None:
+    """Refuses a base whose weights on the disk are quantized already.
+
+    Raises:
+        UserError: there is nothing of full precision to merge into.
+    """
+    assert found.base is not None
+    if getattr(load_config(found.base), "quantization_config", None) is not None:
+        raise UserError(
+            f"the weights of '{found.base.name}' are quantized on the disk: merging would round what was learned away",
+            where=str(found.folder),
+            fix="train on the model that they were quantized from, with model.quantize, and merge that adapter",
+        )
+
+
+def trains_here(found: Artefact) -> bool:
+    """Whether the base can be quantized on this machine as it was for the training."""
+    if not found.quantize:
+        return False
+    kind = str(found.quantize["kind"])
+    return "cpu" in QUANTIZERS.load(kind).DEVICES and not kbit.missing_packages(kind)
+
+
+def base_dtype(found: Artefact) -> str:
+    """The type that most numbers of the base have on the disk.
+
+    Raises:
+        UserError: it is none that can be merged into.
+    """
+    from safetensors import safe_open
+
+    assert found.base is not None
+    name = resolve_name(found.base.name)
+    if name.random:
+        return str(found.base_facts.get("dtype") or "float32")
+    counts: Counter[str] = Counter()
+    for path in sorted(artefact.base_folder(name, found.base.revision).glob("*.safetensors")):
+        with safe_open(str(path), "pt") as file:
+            for key in file.keys():  # noqa: SIM118 (not a mapping)
+                part = file.get_slice(key)
+                counts[part.get_dtype()] += math.prod(part.get_shape())
+    words = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+    most = counts.most_common(1)[0][0] if counts else "F32"
+    if most not in words:
+        raise UserError(f"the base's weights are of type {most}", where=found.base.name, fix="name one with --dtype")
+    return words[most]
+
+
+def base_facts(found: Artefact) -> Mapping[str, Any]:
+    """What the merged model's manifest says of the base."""
+    assert found.base is not None
+    return found.base_facts or artefact.base_facts(found.base, seed=0, dtype="float32")
+
+
+def merged_model(model: Any) -> PreTrainedModel:
+    """The plain model with the adapter in its weights.
+
+    An adapter on one of two tied tables changes that one alone: then the tie is broken, for a merge would write into
+    both. Where both come out the same they stay tied.
+
+    Args:
+        model: a PEFT model in float32; it is used up.
+
+    Raises:
+        UserError: PEFT cannot merge this adapter.
+    """
+    import torch
+
+    _break_tie(model)
+    try:
+        merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
+    except (NotImplementedError, AttributeError, ValueError, RuntimeError) as error:
+        kind = str(getattr(model.active_peft_config.peft_type, "value", model.active_peft_config.peft_type))
+        what = f"an adapter of kind {kind} cannot be merged: {str(error).strip().splitlines()[0]}"
+        raise UserError(what, fix="use it as it is, on its base: PEFT loads it") from error
+    text = merged.config.get_text_config()
+    inner, outer = merged.get_input_embeddings(), merged.get_output_embeddings()
+    if outer is not None and text.tie_word_embeddings and inner.weight is not outer.weight:
+        if torch.equal(inner.weight, outer.weight):
+            outer.weight = inner.weight
+        else:
+            merged.config.tie_word_embeddings = text.tie_word_embeddings = False
+    return merged
+
+
+def _break_tie(model: Any) -> None:
+    import torch
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    plain = model.get_base_model()
+    tables = [plain.get_input_embeddings(), plain.get_output_embeddings()]
+    if tables[1] is None:
+        return
+    adapted = [isinstance(table, BaseTunerLayer) and not isinstance(table, TrainableTokensLayer) for table in tables]
+    inner, outer = (table.get_base_layer() if isinstance(table, BaseTunerLayer) else table for table in tables)
+    if any(adapted) and inner.weight is outer.weight:
+        outer.weight = torch.nn.Parameter(outer.weight.detach().clone(), requires_grad=False)
+
+
+def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, found: Artefact, folder: Path) -> None:
+    """Writes a plain folder: weights, tokenizer, the adapter's generation config, the base's licence."""
+    assert found.base is not None
+    model.config.use_cache = True
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    generation = found.folder / "generation_config.json"
+    if generation.exists():  # with the ids that end a turn
+        shutil.copyfile(generation, folder / generation.name)
+    name = resolve_name(found.base.name)
+    base = artefact.base_folder(name, found.base.revision)
+    fields = artefact.licence_fields(base)
+    for path in artefact.licence_files(base):
+        shutil.copyfile(path, folder / path.name)
+    if fields:
+        head = [*(f"{key}: {value}" for key, value in fields.items()), f"base_model: {found.base.name}"]
+        lines = ["---", *head, "---", "", f"`{found.base.name}` with a {found.kind} adapter merged into its weights."]
+        write_atomic(folder / "README.md", "\n".join(lines) + "\n")

@@ -1,0 +1,151 @@
+"""Putting an adapter on a model: the same way for every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunekit.core.errors import UserError
+from tunekit.core.registry import ADAPTERS
+from tunekit.model.new_tokens import train_with
+from tunekit.model.targets import check_names, resolve_targets
+from tunekit.model.tokenizer import load_tokenizer
+from tunekit.plan.plan import Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+WEIGHTS = "adapter_model.safetensors"
+_OWN = "state of the kind: "
+_REFUSALS = (ValueError, TypeError, NotImplementedError, RuntimeError, ImportError, AssertionError, AttributeError)
+"""What PEFT raises for a model or for values that a kind does not take."""
+
+
+def with_adapter(
+    model: PreTrainedModel, plan: Plan, steps: int, new_tokens: Mapping[str, list[int]] | None = None
+) -> PreTrainedModel:
+    """The model with the recipe's adapter on it.
+
+    Args:
+        model: as loaded; it is changed.
+        plan: the resolved plan, whose recipe has an adapter.
+        steps: optimizer steps of the run.
+        new_tokens: of `new_tokens.make_room`: rows of the embeddings that are trained as well.
+
+    Raises:
+        UserError: targets that match nothing, a model or values that the kind does not take, or nothing to train.
+    """
+    block = plan.recipe.adapter_block
+    kind = ADAPTERS.load(block.kind)
+    check_names(model, getattr(block, "train_modules", ()), "adapter.train_modules")
+    if hasattr(kind, "apply"):
+        adapted = kind.apply(block, model)
+    else:
+        adapted = _with_peft(model, kind, block, plan, steps, new_tokens or {})
+    if not any(parameter.requires_grad for parameter in adapted.parameters()):
+        raise UserError(f"an adapter of kind {block.kind} has nothing to train in this model", where="adapter")
+    if block.start is not None:
+        start_from(adapted, Path(block.start))
+    return adapted  # type: ignore[no-any-return]
+
+
+def _with_peft(
+    model: PreTrainedModel, kind: Any, block: Any, plan: Plan, steps: int, new_tokens: Mapping[str, list[int]]
+) -> Any:
+    from peft import get_peft_model
+
+    if hasattr(kind, "tokenize"):
+        block = kind.tokenize(block, load_tokenizer(plan.recipe.model))
+    try:
+        config = kind.peft_config(block, model, steps)
+        fields = type(config).__dataclass_fields__
+        for name, value in getattr(block, "extra", {}).items():
+            setattr(config, name, value)
+        if getattr(block, "targets", None) is not None and "target_modules" in fields:
+            config.target_modules = resolve_targets(model, block.targets)
+        if getattr(block, "train_modules", ()):
+            config.modules_to_save = list(block.train_modules)
+        if new_tokens:
+            train_with(config, dict(new_tokens), block.kind)
+        adapted = get_peft_model(model, config)
+    except _REFUSALS as error:
+        what = f"an adapter of kind {block.kind} does not fit the model: {str(error).strip() or type(error).__name__}"
+        raise UserError(what, where="adapter", fix="change its keys, or take another kind") from error
+    make_ready(adapted)
+    for adapter in adapted.peft_config.values():
+        adapter.base_model_name_or_path = plan.recipe.model.name  # not the place where this machine keeps it
+        adapter.revision = plan.recipe.model.revision
+    return adapted
+
+
+def make_ready(model: Any) -> None:
+    """Sees to what a kind's forward pass needs beside the weights; also for an adapter that was loaded."""
+    name = str(getattr(model.active_peft_config.peft_type, "value", model.active_peft_config.peft_type)).lower()
+    for kind in ADAPTERS.files:
+        plugin = ADAPTERS.load(kind)
+        if getattr(plugin, "PEFT", kind) == name and hasattr(plugin, "prepare"):
+            plugin.prepare(model)
+
+
+def start_from(model: Any, folder: Path) -> None:
+    """Gives an adapter the values of one that was trained before.
+
+    Raises:
+        UserError: the folder holds no adapter, or one of other kind, places or shape.
+    """
+    import torch
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    where, file = "adapter.start", folder / WEIGHTS
+    if not file.is_file():
+        raise UserError(f"'{folder}' holds no adapter ({WEIGHTS})", where=where, fix="name a run's folder model/")
+    values = load_file(file)
+    if not all(torch.isfinite(value).all() for value in values.values()):
+        raise UserError("the adapter has values that are not finite", where=where, fix="take another checkpoint")
+    try:
+        result = set_peft_model_state_dict(model, values)
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise UserError(
+            f"the adapter is not of this kind and shape: {str(error).splitlines()[0]}", where=where
+        ) from error
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    lacking = sorted(trained & set(result.missing_keys))
+    if lacking or result.unexpected_keys:
+        name = (lacking or result.unexpected_keys)[0]
+        raise UserError(f"the adapter is not of this kind and shape: '{name}' does not fit", where=where)
+
+
+def trained_state(model: Any, kind: Any = None) -> dict[str, Any]:
+    """Everything that training changes, by name: CPU tensors. A checkpoint goes on from it, whatever the kind saves.
+
+    Args:
+        model: with its adapter.
+        kind: the adapter's plug-in; some keep a state of their own beside the weights.
+    """
+    own = kind.state(model) if hasattr(kind, "state") else {}
+    values = {_OWN + name: value for name, value in own.items()}
+    values |= {name: value for name, value in model.named_parameters() if value.requires_grad}
+    return {name: value.detach().to("cpu").contiguous() for name, value in values.items()}
+
+
+def restore_trained(model: Any, values: dict[str, Any], kind: Any = None) -> None:
+    """Takes back what `trained_state` gave.
+
+    Raises:
+        UserError: the names or shapes are not the model's.
+    """
+    import torch
+
+    if hasattr(kind, "restore"):
+        kind.restore(model, {name.removeprefix(_OWN): v for name, v in values.items() if name.startswith(_OWN)})
+    values = {name: value for name, value in values.items() if not name.startswith(_OWN)}
+    own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    other = sorted(own.keys() ^ values.keys())
+    other += [name for name in own.keys() & values.keys() if own[name].shape != values[name].shape]
+    if other:
+        raise UserError(f"the checkpoint's weights are not those of this model: '{other[0]}' differs", where="adapter")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(values[name])

@@ -1,0 +1,73 @@
+"""Kinds of adapter that have no file here: their blocks are made from the fields of PEFT's own configurations."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+from typing import Any, Literal
+
+from pydantic import Field, create_model
+
+from tunekit.recipe.adapters import AdapterBlock, TargetedBlock, Targets
+from tunekit.recipe.peft_fields import PeftField, peft_fields, peft_kinds
+
+OURS = {
+    "prefix_tuning": "prefix",
+    "prompt_tuning": "prompt",
+    "multitask_prompt_tuning": "multitask_prompt",
+    "adaption_prompt": "llama_adapter",
+}
+"""PEFT's names of kinds whose file here has the name that is used in the field."""
+REFUSED = {
+    "lily": "its routing looks at all tokens of the batch, later ones too: a causal model would see its own answers",
+    "xlora": "it mixes adapters that were trained before, and is not the same after it was loaded again",
+    "cpt": "it stays where it starts: its loss did not fall at any learning rate",
+    "poly": "its forward pass needs the task of every row, and rows have none here",
+}
+"""Kinds that build, but do not do what is wanted: measured, see docs/adapters.md."""
+PACKAGES = {"adamss": {"sklearn": "pip install scikit-learn"}}
+
+_FAST = ("beft", "c3a", "cartridge", "frod", "hira", "pvera", "road", "supertuning", "unilora")
+LEARNING_RATES = dict.fromkeys(_FAST, 2e-3)
+"""Of kinds that learnt best at ten times LoRA's rate; the others take that of LoRA."""
+
+
+def names() -> tuple[str, ...]:
+    """PEFT's kinds, without those that have a name of ours."""
+    return tuple(sorted(set(peft_kinds()) - set(OURS)))
+
+
+@cache
+def load(name: str) -> ModuleType:
+    """A plug-in such as a file of this folder would be: ``Config`` and ``peft_config``.
+
+    Raises:
+        KeyError: PEFT has no such kind.
+    """
+    kind = peft_kinds()[name]
+    plugin = ModuleType(f"{__name__}.{name}", f"PEFT's {kind.config_class.removesuffix('Config')}.")
+    fields: dict[str, Any] = {each.name: _field(each) for each in peft_fields(name).values()}
+    fields["kind"] = (Literal[name], Field(description="the kind"))
+    fields["targets"] = (Targets, Field("all-linear", description="as in the other kinds"))
+    fields["train_modules"] = (tuple[str, ...], Field((), description="further modules trained in full"))
+    plugin.Config = create_model(f"{name.title()}Config", __base__=AdapterBlock, __module__=__name__, **fields)  # type: ignore[attr-defined]
+    plugin.peft_config = _peft_config  # type: ignore[attr-defined]
+    plugin.PACKAGES = PACKAGES.get(name, {})  # type: ignore[attr-defined]
+    if name in LEARNING_RATES:
+        plugin.LEARNING_RATE = LEARNING_RATES[name]  # type: ignore[attr-defined]
+    if name in REFUSED:
+        plugin.REFUSED = REFUSED[name]  # type: ignore[attr-defined]
+    return plugin
+
+
+def _field(field: PeftField) -> Any:
+    return (field.type, Field(None, description=field.help or field.name.replace("_", " ")))
+
+
+def _peft_config(config: Any, model: Any, steps: int) -> Any:
+    """PEFT's configuration with what the recipe gives; everything else is PEFT's default."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    ours = {"kind", *AdapterBlock.model_fields, *TargetedBlock.model_fields}
+    given = {name: value for name, value in config.model_dump(exclude=ours).items() if value is not None}
+    return PEFT_TYPE_TO_CONFIG_MAPPING[config.kind.upper()](task_type="CAUSAL_LM", **given)

@@ -1,0 +1,1 @@
+"""What kinds of quantization have in common."""
