@@ -33,7 +33,7 @@ ELSEWHERE = {
     "c3a", "unilora", "vblora",  # PEFT draws their first values at random
 }  # fmt: skip
 UNUSED = {"shadow": ("shadow_update", "shadow_backbone.default.wte")}
-"""What follows the last layer moves a state that nothing reads, nor are embeddings of its own read, which GPT-2 gets."""
+"""What follows the last layer moves a state that nothing reads; nor is anything read of the embeddings GPT-2 gets."""
 WRONG_ON = {
     4: {"unilora": "nothing"},
     8: {"deft": "elsewhere", "hra": "elsewhere", "shira": "elsewhere", "vblora": "elsewhere", "unilora": "nothing"},
