@@ -144,7 +144,7 @@ def mergeable(found: Artefact) -> None:
     if found.adapter is None:
         raise UserError("this is a whole model: there is no adapter to merge", where=str(found.folder))
     loadable(found)
-    kind, why = found.kind, NOT_MERGEABLE.get(found.kind)
+    kind, why = found.kind_word, NOT_MERGEABLE.get(found.kind)
     if found.adapter.get("alora_invocation_tokens"):
         kind, why = "activated LoRA", "it is on only after its invocation tokens, and weights are always on"
     if found.adapter.get("layer_replication"):
@@ -270,5 +270,6 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, found: Art
         shutil.copyfile(path, folder / path.name)
     if fields:
         head = [*(f"{key}: {value}" for key, value in fields.items()), f"base_model: {found.base.name}"]
-        lines = ["---", *head, "---", "", f"`{found.base.name}` with a {found.kind} adapter merged into its weights."]
+        told = f"`{found.base.name}` with a {found.kind_word} adapter merged into its weights."
+        lines = ["---", *head, "---", "", told]
         write_atomic(folder / "README.md", "\n".join(lines) + "\n")

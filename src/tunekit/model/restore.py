@@ -47,6 +47,11 @@ class Artefact:
         return str(self.adapter["peft_type"]) if self.adapter else ""
 
     @property
+    def kind_word(self) -> str:
+        """The kind in words for people, such as ``lora``."""
+        return self.kind.removeprefix("TUNEKIT_").lower()
+
+    @property
     def base_facts(self) -> Mapping[str, Any]:
         """What the manifest says of the base; empty for somebody else's folder."""
         return (self.manifest or {}).get("base") or {}
@@ -233,7 +238,7 @@ def attach(base: PreTrainedModel, found: Artefact, *, name: str = "default") -> 
     try:
         model = PeftModel.from_pretrained(base, str(found.folder), adapter_name=name, torch_device="cpu")
     except (ValueError, RuntimeError, KeyError, AttributeError, IndexError) as error:
-        what = f"the {found.kind} adapter does not fit the base '{found.base.name if found.base else ''}'"
+        what = f"the {found.kind_word} adapter does not fit the base '{found.base.name if found.base else ''}'"
         raise UserError(f"{what}: {str(error).strip().splitlines()[0]}", where=str(found.folder)) from error
     make_ready(model)
     check_tensors(model, found, name, grown=rows != found.base_facts.get("rows", rows))

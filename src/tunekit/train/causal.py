@@ -18,7 +18,7 @@ from tunekit.kernels.segments import flatten, label_positions, rounded
 from tunekit.plan.plan import Plan
 from tunekit.train.arguments import compiles, training_arguments
 from tunekit.train.flops import step_flops
-from tunekit.train.isolation import check_isolated, run_flat
+from tunekit.train.isolation import check_causal, check_isolated, run_flat
 from tunekit.train.trainer import TunekitTrainer
 
 _LABELS = ("labels", "tokens", "rows")
@@ -151,6 +151,7 @@ def causal_trainer(
         callbacks=callbacks,
     )
     arithmetic = trainer.accelerator.autocast
+    check_causal(model, arithmetic())
     trainer.look_at_model(run_flat(model, plan, arithmetic(), compiled=trainer.args.torch_compile))
     if trainer.padded_because and plan.recipe.data.packing and METHODS.load(plan.method).ISOLATED:
         check_isolated(model, collator, min(plan.micro_batch_size, 2), arithmetic())

@@ -159,6 +159,33 @@ def _batch(documents: list[list[int]]) -> dict[str, torch.Tensor]:
     return Collator(0)(examples)
 
 
+def check_causal(model: PreTrainedModel, arithmetic: AbstractContextManager[object]) -> None:
+    """Runs a document twice, with another last token, and looks whether the tokens before it notice.
+
+    transformers makes a causal model of an encoder too, with attention to both sides: its loss falls to nothing, and
+    nothing has been learnt.
+
+    Args:
+        model: on its device.
+        arithmetic: the context of training's mixed precision.
+
+    Raises:
+        UserError: they do; names the kind of model.
+    """
+    plain: Any = plain_model(model)
+    ids = _documents(plain, 0)[0]
+    other = [*ids[:-1], (ids[-1] + 1) % plain.config.get_text_config().vocab_size]
+    with evaluating(model), arithmetic, _token_by_token(model):
+        logits = [model(**_alone(plain, document), use_cache=False).logits[0].float() for document in (ids, other)]
+    moved = (logits[0][-len(ids) :] - logits[1][-len(ids) :]).abs()  # (LENGTH, V); virtual tokens stand before
+    if float(moved[:-1].max()) > 1e-3 * float(moved[-1].max()):
+        raise UserError(
+            f"'{plain.config.model_type}' is not a causal language model here: its tokens see those that come after",
+            where="model.name",
+            fix="name a decoder model; an encoder has tasks of its own",
+        )
+
+
 def check_isolated(
     model: PreTrainedModel, collator: Collator, rows: int, arithmetic: AbstractContextManager[object]
 ) -> None:

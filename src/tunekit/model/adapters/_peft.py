@@ -21,7 +21,7 @@ OURS = {
 REFUSED = {
     "lily": "its routing looks at all tokens of the batch, later ones too: a causal model would see its own answers",
     "xlora": "it mixes adapters that were trained before, and is not the same after it was loaded again",
-    "cpt": "it stays where it starts: its loss did not fall at any learning rate",
+    "cpt": "its loss weighs the kinds of the prompt's tokens, which a recipe has no words for",
     "poly": "its forward pass needs the task of every row, and rows have none here",
 }
 """Kinds that build, but do not do what is wanted: measured, see docs/adapters.md."""
@@ -30,6 +30,32 @@ PACKAGES = {"adamss": {"sklearn": "pip install scikit-learn"}}
 _FAST = ("beft", "c3a", "cartridge", "frod", "hira", "pvera", "road", "supertuning", "unilora")
 LEARNING_RATES = dict.fromkeys(_FAST, 2e-3)
 """Of kinds that learnt best at ten times LoRA's rate; the others take that of LoRA."""
+
+
+_HELP = {
+    "adamss": "AdaMSS: subspaces of a weight's singular vectors, grouped, the useful ones kept",
+    "beft": "BEFT: biases alone, added where a layer has none (arXiv 2509.15974)",
+    "c3a": "C3A: circular convolutions as updates, of full rank with few parameters (arXiv 2407.19342)",
+    "cartridge": "Cartridges: trained keys and values before the text, such as stand for a long one",
+    "deft": "DEFT: a low-rank part of the weight is taken away, and another put in its place",
+    "delora": "DeLoRA: LoRA whose direction and strength are apart (arXiv 2503.18225)",
+    "frod": "FRoD: rotations whose projections are shared by layers of one role",
+    "glora": "GLoRA: scales and shifts of weights, inputs and biases (arXiv 2306.07967)",
+    "gralora": "GraLoRA: a LoRA for each block of a weight",
+    "hira": "HiRA: the weight times a low-rank matrix, element by element",
+    "osf": "OSF: the directions that matter least to the base are trained, orthogonal to the others",
+    "peanut": "PEANuT: the update is computed from the weight by a small network (arXiv 2410.01870)",
+    "psoft": "PSOFT: an orthogonal change within the main subspace of a weight",
+    "pvera": "PVeRA: VeRA whose scales are drawn from trained distributions (arXiv 2512.07703)",
+    "road": "RoAd: rotations in two dimensions (arXiv 2409.00119)",
+    "shadow": "Shadow: a small network of states beside the decoder layers",
+    "supertuning": "Super-Tuning: few single weights, chosen by their size (arXiv 2607.09287)",
+    "tinylora": "TinyLoRA: a tiny vector, projected into a weight's singular directions (arXiv 2602.04118)",
+    "unilora": "Uni-LoRA: one vector, projected to all of LoRA's parameters (arXiv 2506.00799)",
+    "vblora": "VB-LoRA: LoRA put together from a bank of shared vectors (arXiv 2405.15179)",
+    "waveft": "WaveFT: sparse updates among the wavelets of a weight",
+}
+"""First lines of help, of kinds that have no file with one."""
 
 
 def names() -> tuple[str, ...]:
@@ -45,7 +71,7 @@ def load(name: str) -> ModuleType:
         KeyError: PEFT has no such kind.
     """
     kind = peft_kinds()[name]
-    plugin = ModuleType(f"{__name__}.{name}", f"PEFT's {kind.config_class.removesuffix('Config')}.")
+    plugin = ModuleType(f"{__name__}.{name}", _HELP.get(name, f"PEFT's {kind.config_class.removesuffix('Config')}."))
     fields: dict[str, Any] = {each.name: _field(each) for each in peft_fields(name).values()}
     fields["kind"] = (Literal[name], Field(description="the kind"))
     fields["targets"] = (Targets, Field("all-linear", description="as in the other kinds"))
