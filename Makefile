@@ -11,8 +11,8 @@ export OMP_WAIT_POLICY := PASSIVE
 quickstart: $(STAMP)  ## fine-tune the embedded model on embedded data, offline, and show what came of it
 	$(BIN)/tunekit sft recipes/quickstart.yaml
 
-test: $(STAMP)  ## the tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+test: $(STAMP)  ## the tests, two files at a time
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(STAMP)  ## the slow tests as well
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "slow or not slow"

@@ -66,7 +66,7 @@ def test_a_run_that_is_stopped_gone_on_with_and_refused_leaves_none(rows, plan_o
         run(Job(changed, None, resume=True), PlainScreen())
     folder = Path(plan.run_dir)
     files = [path for path in folder.rglob("*") if path.is_file()]
-    assert len([path for path in files if path.name == "MANIFEST.json"]) == 5 and len(files) > 60
+    assert len([path for path in files if path.name == "MANIFEST.json"]) == 6 and len(files) > 60
     assert hits(folder, [*SECRETS.values(), NUMBER]) == []
     said = "".join(capfd.readouterr())
     assert not [word for word in (*SECRETS.values(), NUMBER) if word in said]
