@@ -64,7 +64,7 @@ RECIPES = {
     "kind of PEFT, its key": (GOOD + "adapter: {kind: road, group_sise: 4}\n", [("3:23", "unknown key 'adapter.group_sise'", "did you mean 'group_size'?")]),
     "kind of PEFT, its type": (GOOD + "adapter: {kind: road, group_size: four}\n", [("3:35", "'adapter.group_size' must be a whole number", "")]),
     "field of PEFT, unknown": (GOOD + "adapter: {kind: lora, extra: {use_rslore: true}}\n", [("3:31", "is not a field of PEFT's configuration of lora", "did you mean 'use_rslora'?")]),
-    "field of PEFT, its type": (GOOD + "adapter: {kind: lora, extra: {layers_pattern: 3}}\n", [("3:31", "must be of the type", "")]),
+    "field of PEFT, its type": (GOOD + "adapter: {kind: lora, extra: {exclude_modules: 3}}\n", [("3:31", "must be of the type", "")]),
     "field of PEFT, ours": (GOOD + "adapter: {kind: lora, extra: {target_modules: all}}\n", [("3:31", "is set by a key of its own", "")]),
     "expression": (GOOD + "adapter: {kind: lora, targets: '(q'}\n", [("3:32", "regular expression", "")]),
     "adapter without a kind": (GOOD + "adapter: {r: 8}\n", [("3:", "must be a block with a `kind`", "kind:")]),

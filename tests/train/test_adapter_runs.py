@@ -50,7 +50,7 @@ def test_a_run_starts_from_an_adapter(trained, plan_of, session_of):
     ("adapter", "spoil", "what"),
     [
         (LORA | {"r": 8}, None, "the adapter is not of this kind and shape"),
-        ({"kind": "oft", "extra": {"oft_block_size": 8}}, None, "the adapter is not of this kind and shape"),
+        ({"kind": "ia3"}, None, "the adapter is not of this kind and shape"),
         (LORA | {"targets": ["q_proj"]}, None, "the adapter is not of this kind and shape"),
         (LORA, "nan", "the adapter has values that are not finite"),
         (LORA, "gone", "holds no adapter"),
@@ -61,6 +61,7 @@ def test_an_adapter_that_does_not_fit_is_no_start(adapter, spoil, what, trained,
 
     folder = tmp_path / "adapter"
     shutil.copytree(trained, folder)
+    (folder / "MANIFEST.json").unlink()  # somebody else's
     if spoil == "nan":
         values = tensors(folder)
         next(iter(values.values())).view(-1)[0] = float("nan")
@@ -149,3 +150,114 @@ def test_weights_that_lie_quantized_on_the_disk_are_not_trained_in_full(plan_of,
     session_of(plan)[0].inputs.tokenizer.save_pretrained(tmp_path / "base")
     with pytest.raises(UserError, match=r"weights of 4 bits \(bnb\) cannot be trained in full"):
         load_model(plan_of(model__name=str(tmp_path / "base")))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "what"),
+    [
+        (LORA | {"alpha": 8}, "its lora_alpha is 32"),
+        (LORA | {"rslora": True}, "its use_rslora is False, the recipe's True"),
+        ({"kind": "prompt"}, "vectors before the text cannot be started from others"),
+    ],
+)
+def test_a_start_of_another_scale_is_another_adapter(adapter, what, trained, plan_of, session_of):
+    with pytest.raises(UserError, match=what):
+        session_of(plan_of(model__name="builtin:tiny", adapter=adapter | {"start": str(trained)}))
+
+
+def test_a_start_on_another_base_or_with_a_changed_file_is_refused(trained, plan_of, session_of, tmp_path):
+    from tunekit.core.errors import MachineError
+
+    sizes = "builtin:tiny?init=random"
+    with pytest.raises(UserError, match="is not the one that this was trained on"):
+        session_of(plan_of(model__name=sizes, adapter=LORA | {"start": str(trained)}))
+    folder = tmp_path / "adapter"
+    shutil.copytree(trained, folder)
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(MachineError, match="is not as it was saved"):
+        session_of(plan_of(model__name="builtin:tiny", adapter=LORA | {"start": str(folder)}))
+
+
+def test_a_prompt_that_starts_as_a_text_is_made_from_the_recipe(plan_of, session_of):
+    import torch
+
+    adapter = {"kind": "prompt", "init": "text", "text": "answer in one word", "virtual_tokens": 4}
+    session, trainer = session_of(plan_of(model__name="builtin:tiny", adapter=adapter))
+    from tunekit.train.adapters import begin_from_data
+
+    begin_from_data(trainer.model, session.plan, session.inputs, session.prepared)
+    ids = session.inputs.tokenizer("answer in one word", add_special_tokens=False)["input_ids"]
+    table = trainer.model.get_base_model().get_input_embeddings().weight
+    started = trainer.model.prompt_encoder["default"].embedding.weight
+    assert torch.equal(started[0], table[ids[0]])
+
+
+@pytest.mark.parametrize(
+    ("adapter", "what"),
+    [
+        (LORA | {"extra": {"layers_to_transform": [0]}}, "is set by a key of its own, or by tunekit"),
+        ({"kind": "boft", "extra": {"boft_block_size": 8}}, "is set by a key of its own, or by tunekit"),
+        ({"kind": "fourierft", "extra": {"n_frequency": 8}}, "is set by a key of its own, or by tunekit"),
+        (LORA | {"extra": {"eva_config": {"rho": 1.5}}}, "eva_config"),
+        ({"kind": "cartridge", "targets": "nonsense"}, "unknown key 'adapter.targets'"),
+        ({"kind": "road", "layers_to_transform": [0]}, "unknown key 'adapter.layers_to_transform'"),
+    ],
+)
+def test_keys_that_would_pass_unheard_are_refused(adapter, what, plan_of):
+    with pytest.raises(UserError) as caught:
+        plan_of(model__name="builtin:tiny", adapter=adapter)
+    assert any(what in problem.what for problem in caught.value.problems)
+
+
+def test_what_peft_refuses_of_further_fields_is_refused(plan_of):
+    from tunekit.model.load import load_model
+
+    plan = plan_of(model__name="builtin:tiny", adapter={"kind": "adalora", "extra": {"use_dora": True}})
+    with pytest.raises(UserError, match="does not fit the model"):
+        load_model(plan, 50)
+
+
+def test_a_kind_that_freezes_the_embeddings_does_not_take_new_tokens(plan_of, session_of):
+    plan = plan_of(model__name="builtin:tiny", model__new_tokens=["<ask>"], adapter=FREEZE)
+    with pytest.raises(UserError, match="kind freeze does not train the new tokens"):
+        session_of(plan)
+
+
+def test_a_recipe_read_back_from_a_plan_is_as_good_as_it_was(plan_of, monkeypatch):
+    """A resumption reads it with every key named, defaults too."""
+    import importlib.util
+
+    from tunekit.plan.allowed import combination_problems
+    from tunekit.plan.plan import Plan
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: found("json" if "galore" in name else name))
+    plan = plan_of(model__name="builtin:tiny", adapter={"kind": "layerwise"})
+    again = Plan.model_validate_json(plan.model_dump_json())
+    assert combination_problems(again.recipe) == []
+    with pytest.raises(UserError, match="brings its own optimizer"):
+        plan_of(model__name="builtin:tiny", adapter={"kind": "layerwise"}, train__optimizer="sgd")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "dtype"),
+    [
+        (LORA, "bfloat16"),
+        (LORA | {"train_modules": ["lm_head"]}, "float32"),
+        ({"kind": "ln_tuning"}, "float32"),
+        (FREEZE, "float32"),
+        ({"kind": "shadow", "targets": ".*layers[.][0-9]+"}, "float32"),
+    ],
+)
+def test_what_is_trained_of_the_base_is_kept_in_float32_on_a_gpu(adapter, dtype, plan_of):
+    from tunekit.plan.hardware import Gpu
+    from tunekit.plan.resolve import resolve
+
+    plan = plan_of(model__name="builtin:tiny", adapter=adapter)
+    gpu = Gpu(name="a GPU", memory=10**10, bf16=True)
+    machine = plan.hardware.model_copy(update={"device": "cuda", "gpus": (gpu,)})
+    changed = {"train": plan.recipe.train.model_copy(update={"precision": "auto"})}
+    changed["output"] = plan.recipe.output.model_copy(update={"dir": None})
+    recipe = plan.recipe.model_copy(update=changed)
+    assert resolve(recipe, Path("recipe.yaml"), machine).weights_dtype == dtype

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunekit.core.errors import UserError
 from tunekit.core.registry import ADAPTERS
+from tunekit.model.artefact import check_base, verify
 from tunekit.model.new_tokens import train_with
 from tunekit.model.targets import check_names, resolve_targets
 from tunekit.model.tokenizer import load_tokenizer
 from tunekit.plan.plan import Plan
+from tunekit.recipe.schema import ModelBlock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-WEIGHTS = "adapter_model.safetensors"
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _OWN = "state of the kind: "
 _REFUSALS = (ValueError, TypeError, NotImplementedError, RuntimeError, ImportError, AssertionError, AttributeError)
 """What PEFT raises for a model or for values that a kind does not take."""
@@ -41,12 +45,18 @@ def with_adapter(
     check_names(model, getattr(block, "train_modules", ()), "adapter.train_modules")
     if hasattr(kind, "apply"):
         adapted = kind.apply(block, model)
+        if not all(adapted.get_submodule(name).weight.requires_grad for name in new_tokens or {}):
+            raise UserError(
+                f"kind {block.kind} does not train the new tokens",
+                where="model.new_tokens",
+                fix="name the embedding and the head among the modules that it trains",
+            )
     else:
         adapted = _with_peft(model, kind, block, plan, steps, new_tokens or {})
     if not any(parameter.requires_grad for parameter in adapted.parameters()):
         raise UserError(f"an adapter of kind {block.kind} has nothing to train in this model", where="adapter")
     if block.start is not None:
-        start_from(adapted, Path(block.start))
+        start_from(adapted, Path(block.start), plan.recipe.model)
     return adapted  # type: ignore[no-any-return]
 
 
@@ -60,8 +70,8 @@ def _with_peft(
     try:
         config = kind.peft_config(block, model, steps)
         fields = type(config).__dataclass_fields__
-        for name, value in getattr(block, "extra", {}).items():
-            setattr(config, name, value)
+        if getattr(block, "extra", {}):
+            config = dataclasses.replace(config, **block.extra)  # made anew, so that PEFT checks them
         if getattr(block, "targets", None) is not None and "target_modules" in fields:
             config.target_modules = resolve_targets(model, block.targets)
         if getattr(block, "train_modules", ()):
@@ -88,19 +98,31 @@ def make_ready(model: Any) -> None:
             plugin.prepare(model)
 
 
-def start_from(model: Any, folder: Path) -> None:
+def start_from(model: Any, folder: Path, base: ModelBlock) -> None:
     """Gives an adapter the values of one that was trained before.
 
+    Args:
+        model: with its adapter.
+        folder: of the other one.
+        base: the recipe's model block; the other adapter must belong on the same weights, where its manifest says so.
+
     Raises:
-        UserError: the folder holds no adapter, or one of other kind, places or shape.
+        UserError: the folder holds no adapter, or one of other kind, places, shape, scale or base.
+        MachineError: its files are not as they were written.
     """
     import torch
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
     where, file = "adapter.start", folder / WEIGHTS
+    if model.active_peft_config.is_prompt_learning:
+        raise UserError("vectors before the text cannot be started from others", where=where, fix="leave it out")
     if not file.is_file():
         raise UserError(f"'{folder}' holds no adapter ({WEIGHTS})", where=where, fix="name a run's folder model/")
+    manifest = verify(folder)
+    if manifest is not None:
+        check_base(manifest["base"], base)
+    _same_scale(model.active_peft_config, folder)
     values = load_file(file)
     if not all(torch.isfinite(value).all() for value in values.values()):
         raise UserError("the adapter has values that are not finite", where=where, fix="take another checkpoint")
@@ -115,6 +137,22 @@ def start_from(model: Any, folder: Path) -> None:
     if lacking or result.unexpected_keys:
         name = (lacking or result.unexpected_keys)[0]
         raise UserError(f"the adapter is not of this kind and shape: '{name}' does not fit", where=where)
+
+
+def _same_scale(config: Any, folder: Path) -> None:
+    """The same tensors mean another adapter where kind, rank, scale or form are others."""
+    other = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    for name, value in config.to_dict().items():
+        passing = any(word in name for word in ("dropout", "init", "seed", "inference"))
+        if passing or not isinstance(value, bool | int | float | str) or name not in other:
+            continue
+        kind = getattr(value, "value", value)
+        if other[name] != kind and name not in ("base_model_name_or_path", "revision", "task_type", "peft_version"):
+            raise UserError(
+                f"the adapter is not of this kind and shape: its {name} is {other[name]}, the recipe's {kind}",
+                where="adapter.start",
+                fix="take the other's values",
+            )
 
 
 def trained_state(model: Any, kind: Any = None) -> dict[str, Any]:

@@ -51,9 +51,10 @@ def train_with(config: Any, tables: dict[str, list[int]], kind: str) -> None:
         UserError: the kind cannot.
     """
     short = {name.rsplit(".", 1)[-1]: ids for name, ids in tables.items()}
-    if "trainable_token_indices" in type(config).__dataclass_fields__:
+    fields = type(config).__dataclass_fields__
+    if "trainable_token_indices" in fields and not config.trainable_token_indices:
         config.trainable_token_indices = short
-    elif "target_modules" in type(config).__dataclass_fields__ and len(short) == 2:
+    elif {"target_modules", "modules_to_save"} <= fields.keys() and len(short) == 2 and kind != "trainable_tokens":
         config.modules_to_save = [*(config.modules_to_save or []), *short]
     else:
         raise UserError(

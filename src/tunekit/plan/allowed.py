@@ -128,7 +128,7 @@ def _adapter(recipe: Recipe) -> Iterator[Problem]:
     if getattr(block, "plus", None) is not None and recipe.train.optimizer == "muon":
         fix = "leave one of them out"
         yield Problem("'adapter.plus' sets learning rates of groups, which muon makes itself", "adapter.plus", fix)
-    if hasattr(plugin, "arguments") and "optimizer" in recipe.train.model_fields_set:
+    if hasattr(plugin, "arguments") and recipe.train.optimizer != "adamw":
         what = f"an adapter of kind {block.kind} brings its own optimizer"
         yield Problem(what, "train.optimizer", "leave it out")
     if recipe.train.gradient_checkpointing and block.kind in ("prefix", "cartridge"):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -94,7 +98,7 @@ def _adapter_extra(recipe: Recipe) -> Found:
     fields = peft_fields(getattr(plugin, "PEFT", block.kind))
     for name, value in extra.items():
         path = ("adapter", "extra", name)
-        if name in HIDDEN or name in type(block).model_fields:
+        if name in HIDDEN or name in type(block).model_fields or name in _passed(plugin):
             yield path, f"'adapter.extra.{name}' is set by a key of its own, or by tunekit", "leave it out"
         elif name not in fields:
             what = f"'adapter.extra.{name}' is not a field of PEFT's configuration of {block.kind}"
@@ -104,6 +108,14 @@ def _adapter_extra(recipe: Recipe) -> Found:
                 TypeAdapter(fields[name].type, config=ConfigDict(strict=True)).validate_python(value)
             except ValidationError:
                 yield path, f"'adapter.extra.{name}' must be of the type {fields[name].annotation}", ""
+
+
+@cache
+def _passed(plugin: ModuleType) -> frozenset[str]:
+    """The fields that a kind's `peft_config` gives to PEFT itself, read from its source text."""
+    calls = [node for node in ast.walk(ast.parse(inspect.getsource(plugin))) if isinstance(node, ast.Call)]
+    made = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id.endswith("Config")]
+    return frozenset(keyword.arg for call in made for keyword in call.keywords if keyword.arg)
 
 
 def has_eval(recipe: Recipe) -> bool:

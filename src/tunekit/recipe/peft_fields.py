@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,10 +19,11 @@ HIDDEN = frozenset(
         "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
         "inference_mode", "runtime_config", "megatron_config", "megatron_core", "token_dim", "num_layers",
         "num_attention_heads", "num_transformer_submodules", "tokenizer_name_or_path", "tokenizer_kwargs",
-        "target_modules", "modules_to_save",
+        "target_modules", "modules_to_save", "layers_to_transform", "layers_pattern", "layer_replication",
     }
 )  # fmt: skip
-"""Fields that PEFT or tunekit fills in, and those that have a key of their own (`targets`, `train_modules`)."""
+"""Fields that PEFT or tunekit fills in, those that have a key of their own (`targets`, `train_modules`), and those that
+PEFT would pass by: layers are chosen by `targets`, whose full names it takes before it looks at numbers of layers."""
 
 _TYPES: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "dict": dict, "list": list, "set": list}
 _TYPES |= {"tuple": list, "Any": Any, "Literal": Literal, "Optional": Optional, "Union": Union}
@@ -34,6 +36,11 @@ class PeftField:
     name: str
     annotation: str
     help: str
+
+    @property
+    def is_block(self) -> bool:
+        """Whether it holds a further configuration of PEFT, for which a recipe has no words."""
+        return re.search(r"\w+Config\b", self.annotation) is not None
 
     @property
     def type(self) -> Any:
@@ -80,7 +87,13 @@ def peft_fields(kind: str) -> dict[str, PeftField]:
     """The fields that a user may set, of a kind that `peft_kinds` names; those it inherits as well."""
     known = peft_kinds()[kind]
     fields = _fields_of(known.config_class, known.file)
-    return {name: field for name, field in fields.items() if name not in HIDDEN}
+    return {name: field for name, field in fields.items() if name not in HIDDEN and not field.is_block}
+
+
+def has_field(kind: str, name: str) -> bool:
+    """Whether a kind's configuration has a field, hidden or not."""
+    known = peft_kinds()[kind]
+    return name in _fields_of(known.config_class, known.file)
 
 
 def _fields_of(class_name: str, file: Path) -> dict[str, PeftField]:

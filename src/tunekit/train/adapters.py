@@ -28,9 +28,11 @@ def begin_from_data(model: Any, plan: Plan, inputs: Inputs, prepared: Prepared) 
         UserError: the data is a stream, which is not read twice.
     """
     block = plan.recipe.adapter_block
-    initialise = getattr(ADAPTERS.load(block.kind), "initialise", None)
-    if initialise is None:
+    kind = ADAPTERS.load(block.kind)
+    if not hasattr(kind, "initialise"):
         return
+    if hasattr(kind, "tokenize"):
+        block = kind.tokenize(block, inputs.tokenizer)
 
     def batches() -> Iterator[dict[str, torch.Tensor]]:
         if inputs.stream is not None:
@@ -46,7 +48,7 @@ def begin_from_data(model: Any, plan: Plan, inputs: Inputs, prepared: Prepared) 
             batch = collate([rows[number] for number in order[start : start + EXAMPLES]])
             yield {name: batch[name] for name in ("input_ids", "labels", "attention_mask")}
 
-    initialise(model, block, batches())
+    kind.initialise(model, block, batches())
 
 
 def artefact_facts(plan: Plan) -> dict[str, Any]:

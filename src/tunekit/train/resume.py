@@ -13,6 +13,7 @@ from tunekit.core.errors import MachineError, Problem, UserError, raise_all
 from tunekit.core.progress import Screen
 from tunekit.data.cache import Key, changed_parts
 from tunekit.plan.changes import Change, changes, judge
+from tunekit.plan.hardware import can_compile
 from tunekit.plan.plan import Plan
 from tunekit.runs.layout import RunFolder, checkpoints
 from tunekit.runs.record import read_record
@@ -118,7 +119,8 @@ def make_ready(resumed: Resumption, folder: RunFolder, screen: Screen) -> None:
 
 def _as_settled(old: Plan, new: Plan) -> Plan:
     """What was settled when the run began stays so: whether torch compiles, and ``micro_batch_size: auto``."""
-    if old.recipe.train.compile == new.recipe.train.compile:
+    able = not old.compiled or can_compile(new.hardware.device)
+    if old.recipe.train.compile == new.recipe.train.compile and able:
         new = new.model_copy(update={"compiled": old.compiled})
     same = old.recipe.train.micro_batch_size == new.recipe.train.micro_batch_size == "auto"
     if same and (old.processes, old.examples_per_step) == (new.processes, new.examples_per_step):

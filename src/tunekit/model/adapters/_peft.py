@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, create_model
 
 from tunekit.recipe.adapters import AdapterBlock, TargetedBlock, Targets
-from tunekit.recipe.peft_fields import PeftField, peft_fields, peft_kinds
+from tunekit.recipe.peft_fields import PeftField, has_field, peft_fields, peft_kinds
 
 OURS = {
     "prefix_tuning": "prefix",
@@ -27,6 +27,8 @@ REFUSED = {
 """Kinds that build, but do not do what is wanted: measured, see docs/adapters.md."""
 PACKAGES = {"adamss": {"sklearn": "pip install scikit-learn"}}
 
+_TRAIN_BASE = ("shadow",)
+"""Kinds with parameters in the base's own type: they need weights in float32."""
 _FAST = ("beft", "c3a", "cartridge", "frod", "hira", "pvera", "road", "supertuning", "unilora")
 LEARNING_RATES = dict.fromkeys(_FAST, 2e-3)
 """Of kinds that learnt best at ten times LoRA's rate; the others take that of LoRA."""
@@ -74,13 +76,15 @@ def load(name: str) -> ModuleType:
     plugin = ModuleType(f"{__name__}.{name}", _HELP.get(name, f"PEFT's {kind.config_class.removesuffix('Config')}."))
     fields: dict[str, Any] = {each.name: _field(each) for each in peft_fields(name).values()}
     fields["kind"] = (Literal[name], Field(description="the kind"))
-    fields["targets"] = (Targets, Field("all-linear", description="as in the other kinds"))
-    fields["train_modules"] = (tuple[str, ...], Field((), description="further modules trained in full"))
+    if has_field(name, "target_modules"):
+        fields["targets"] = (Targets, Field("all-linear", description="as in the other kinds"))
+        fields["train_modules"] = (tuple[str, ...], Field((), description="further modules trained in full"))
     plugin.Config = create_model(f"{name.title()}Config", __base__=AdapterBlock, __module__=__name__, **fields)  # type: ignore[attr-defined]
     plugin.peft_config = _peft_config  # type: ignore[attr-defined]
     plugin.PACKAGES = PACKAGES.get(name, {})  # type: ignore[attr-defined]
     if name in LEARNING_RATES:
         plugin.LEARNING_RATE = LEARNING_RATES[name]  # type: ignore[attr-defined]
+    plugin.TRAINS_BASE = name in _TRAIN_BASE  # type: ignore[attr-defined]
     if name in REFUSED:
         plugin.REFUSED = REFUSED[name]  # type: ignore[attr-defined]
     return plugin

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from tunekit.model.bottleneck.config import BottleneckConfig
 
+LEARNING_RATE = 1e-3
+
 
 class Config(AdapterBlock):
     """The `adapter:` block of kind bottleneck."""

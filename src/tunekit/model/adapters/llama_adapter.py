@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PEFT = "adaption_prompt"
+TRAINS_BASE = True
+"""What it trains lies in the base's own type, or is one of its modules."""
 LEARNING_RATE = 9e-3
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel
 
+TRAINS_BASE = True
+"""What it trains lies in the base's own type, or is one of its modules."""
 LEARNING_RATE = 3e-3
 
 
