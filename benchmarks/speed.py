@@ -1,6 +1,6 @@
 """Training speed of tunekit beside its peers on CPU: the same rows, model, labelled tokens and threads, taking turns.
 
-    python benchmarks/speed.py [--rounds 1] [--rows 160] [--only tunekit,bare] [--workloads full,lora] [--quick]
+    python benchmarks/speed.py [--rounds 1] [--rows 120] [--only tunekit,bare] [--workloads full,lora] [--quick]
 
 Each contender (a file in `contenders/`) trains in a process of its own, in turns, one round after the other. The rate
 is that of the real tokens after the first three steps. What was trained is then measured by one evaluator, in fp32: a
@@ -393,7 +393,7 @@ def say(line: str) -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--rows", type=int, default=160)
+    parser.add_argument("--rows", type=int, default=120)
     parser.add_argument("--only", default=",".join(OWN + PEERS), help="contenders, in order")
     parser.add_argument("--workloads", default=",".join(WORKS))
     parser.add_argument("--quick", action="store_true", help="one round, 48 rows, full and LoRA, no settings tried")

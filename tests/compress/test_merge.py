@@ -77,6 +77,33 @@ def test_dtypes_and_what_travels_along(base_of, adapter_of, rows, here, tmp_path
     assert json.loads((tmp_path / "own" / "merge.json").read_text(encoding="utf-8")) == proof
 
 
+@pytest.mark.parametrize("wide", ["model.norm", "model.embed_tokens", "model.layers.1.mlp.down_proj"])
+def test_each_tensor_keeps_its_type_on_the_disk(wide, base_of, adapter_of, rows, here, tmp_path):
+    """Routers and their biases often lie in float32 among bfloat16: rounding them chooses other experts."""
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    base = tmp_path / "base"
+    shutil.copytree(base_of(dtype="bfloat16", seed=3), base)
+    wide, stored = f"{wide}.weight", load_file(base / "model.safetensors")
+    stored[wide] = stored[wide].float() + 1e-5  # no number of bfloat16
+    save_file(stored, base / "model.safetensors", metadata={"format": "pt"})
+    folder, _ = adapter_of(base, config_of("LoraConfig", r=4, target_modules=["q_proj", "down_proj"]), move=0.3)
+    merge(Request(folder, tmp_path / "own", rows=rows), Silent())
+    merge(Request(folder, tmp_path / "narrow", dtype="bfloat16", rows=rows), Silent())
+    merge(Request(folder, tmp_path / "wide", dtype="float32", rows=rows), Silent())
+    own, full = (load_file(tmp_path / name / "model.safetensors") for name in ("own", "wide"))
+    for name, value in own.items():
+        assert value.dtype == stored[name].dtype, name
+        assert torch.equal(value, full[name].to(value.dtype)), name
+    narrow = load_file(tmp_path / "narrow" / "model.safetensors")
+    assert {value.dtype for value in narrow.values()} == {torch.bfloat16}
+    assert not torch.equal(narrow[wide].float(), own[wide])
+    assert loaded(tmp_path / "own", dtype="auto").dtype == torch.bfloat16
+
+
 TABLES = {
     "lora on the embedding": (lambda table: {"target_modules": [table]}, False),
     "lora on the head": (lambda table: {"target_modules": ["lm_head"]}, False),

@@ -179,6 +179,9 @@ def test_a_fresh_process_that_dies_is_told(lora, rows, tmp_path):
     [
         (("--dtype", "int8"), "no type 'int8'"),
         (("--weights", "1,2"), "--combine"),
+        (("--method", "cat"), "--method: only about several"),
+        (("--density", "0.5"), "--density: only about several"),
+        (("--rank", "4", "--seed", "0"), "--rank, --seed: only about several"),
         (("--combine", "x", "--weights", "1,a"), "no list of numbers"),
     ],
 )

@@ -326,10 +326,36 @@ def test_loftq_is_the_best_of_its_rank_to_what_quantization_took(bits, tmp_path)
     assert torch.allclose(rest, wanted, rtol=1e-3) and rest < 0.9 * torch.linalg.norm(left)
 
 
-def quantized(folder, bits):
+@pytest.mark.parametrize("inner", [32, 128])
+def test_loftq_on_a_transposed_layer(inner, tmp_path):
+    """Quantized, a Conv1D is a linear layer, and lies the other way round; square ones would be taken as they lie."""
+    from peft.utils.integrations import dequantize_module_weight
+
+    whole, model = quantized(tmp_path, 4, arch="gpt2", n_inner=inner)
+    model = put(model, "lora", r=4, alpha=8, init="loftq")
+    layer = model.get_submodule("base_model.model.transformer.h.1.mlp.c_fc")
+    full = whole.transformer.h[1].mlp.c_fc.weight.T  # (outputs, inputs)
+    left = full - dequantize_module_weight(layer.base_layer)
+    rest = torch.linalg.norm(left - layer.get_delta_weight("default"))
+    wanted = torch.linalg.svdvals(left)[4:].square().sum().sqrt()
+    assert torch.allclose(rest, wanted, rtol=1e-3) and rest < 0.9 * torch.linalg.norm(left)
+    if inner == 32:  # the fault: with the weights as they lie nearly all of them would be an error of quantization
+        assert torch.linalg.norm(full.T - dequantize_module_weight(layer.base_layer)) > 5 * torch.linalg.norm(left)
+
+
+def test_loftq_refuses_a_base_that_is_quantized_on_the_disk(tmp_path):
+    """Packed weights would be taken for the full ones."""
+    _, model = quantized(tmp_path / "whole", 4)
+    model.save_pretrained(tmp_path / "packed")
+    stored = type(model).from_pretrained(tmp_path / "packed", dtype=torch.float32)
+    with pytest.raises(UserError, match="quantized on the disk"):
+        put(stored, "lora", init="loftq")
+
+
+def quantized(folder, bits, **shape):
     from transformers import BitsAndBytesConfig
 
-    whole = tiny()
+    whole = tiny(**shape)
     whole.save_pretrained(folder)
     config = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_quant_type="nf4")
     return whole, type(whole).from_pretrained(folder, quantization_config=config, dtype=torch.float32)

@@ -8,7 +8,8 @@ import shutil
 import pytest
 
 from tunekit.core.errors import MachineError, UserError
-from tunekit.model.artefact import MANIFEST, base_facts, base_fingerprint, licence_fields, verify
+from tunekit.core.front_matter import license_of
+from tunekit.model.artefact import MANIFEST, base_facts, base_fingerprint, check_base, verify
 from tunekit.model.restore import find, restore
 from tunekit.recipe.schema import ModelBlock
 
@@ -59,7 +60,7 @@ def test_what_is_whole_is_loaded_with_the_same_logits(made):
     assert restored.base_name == str(root / "base")
     manifest = restored.manifest
     assert manifest["tokens"] == len(tokenizer) == len(restored.tokenizer)
-    assert manifest["base"]["licence"] == {"license": "mit", "license_link": "here"}
+    assert manifest["base"]["licence"] == {"license": "mit"}, "a link to a file that is not here is none"
     assert set(manifest["files"]) == {path.name for path in (root / "model").iterdir()} - {MANIFEST}
 
 
@@ -225,10 +226,104 @@ def test_folders_with_nothing_to_load(tmp_path):
         find(tmp_path)
 
 
-def test_licence_fields_are_read_from_the_cards_head_alone(tmp_path):
-    card = tmp_path / "README.md"
-    assert licence_fields(tmp_path) == {}
-    card.write_text("license: mit\n", encoding="utf-8")
-    assert licence_fields(tmp_path) == {}
-    card.write_text("---\nlicense: other\nlicense_name: \"x y\"\ntags:\n  license: no\n---\nlicense: gpl\n", "utf-8")
-    assert licence_fields(tmp_path) == {"license": "other", "license_name": "x y"}
+def test_a_checkpoint_is_named_as_one(tmp_path):
+    """Its manifest is whole, and of another form."""
+    from tunekit.train.checkpoint import put_in_place
+
+    run = tmp_path / "run"
+    (tmp_path / "staged").mkdir(parents=True)
+    (tmp_path / "staged" / "adapter_config.json").write_text("{}", encoding="utf-8")
+    folder = put_in_place(tmp_path / "staged", run / "checkpoints", 3, {})
+    (run / "plan.json").touch()
+    for look in (find, verify):
+        with pytest.raises(UserError, match="this is a checkpoint") as raised:
+            look(folder)
+        assert str(run) in raised.value.problems[0].fix
+
+
+def test_a_base_without_weights_has_no_fingerprint(made, tmp_path):
+    """The hash of nothing would be the same for every one of them."""
+    from safetensors.torch import save_file
+
+    shutil.copytree(made[0] / "base", tmp_path / "base")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no model\.safetensors"):
+        base_facts(ModelBlock(name=str(tmp_path / "base")), seed=0, dtype="float32")
+    save_file({}, tmp_path / "base" / "model.safetensors")
+    with pytest.raises(UserError, match="empty"):
+        base_fingerprint(tmp_path / "base")
+
+
+def test_only_the_files_that_are_loaded_count(made, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    whole = base_fingerprint(made[0] / "base")
+    shutil.copytree(made[0] / "base", tmp_path / "base")
+    save_file({"stray": torch.zeros(2)}, tmp_path / "base" / "consolidated.safetensors")
+    assert base_fingerprint(tmp_path / "base") == whole
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    (tmp_path / "base" / "model.safetensors").rename(tmp_path / "base" / "model-1.safetensors")
+    index = tmp_path / "base" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(weights, "model-1.safetensors")}), encoding="utf-8")
+    assert base_fingerprint(tmp_path / "base") == whole
+    (tmp_path / "base" / "model-1.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no model-1\.safetensors"):
+        base_fingerprint(tmp_path / "base")
+    index.write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match="index of the weights"):
+        base_fingerprint(tmp_path / "base")
+
+
+def test_making_a_base_from_a_seed_changes_no_draws():
+    import random
+
+    import numpy
+    import torch
+    from transformers import AutoModelForCausalLM, set_seed
+
+    from tunekit.model.artefact import fresh_base
+    from tunekit.model.tokenizer import load_config
+
+    block = ModelBlock(name="builtin:random?layers=1&hidden=32")
+    set_seed(4)
+    wanted = AutoModelForCausalLM.from_config(load_config(block), dtype=torch.float32).state_dict()
+
+    def draws():
+        set_seed(9)
+        yield
+        yield random.random(), float(numpy.random.rand()), float(torch.rand(()))
+
+    plain, used = draws(), draws()
+    next(plain)
+    expected = next(plain)
+    next(used)
+    facts = base_facts(block, seed=4, dtype="float32")
+    check_base(facts, block)
+    made = fresh_base(block, seed=4, dtype="float32").state_dict()
+    assert next(used) == expected
+    assert all(torch.equal(made[name], value) for name, value in wanted.items())
+
+
+CARDS = {
+    "license: mit\n": {},
+    '---\nlicense: other\nlicense_name: "x y"\ntags:\n  license: no\n---\nlicense: gpl\n':
+        {"license": "other", "license_name": "x y"},
+    "---\nlicense: mit  # as always\n---\n": {"license": "mit"},
+    "---\nlicense:\n- mit\n- apache-2.0\n---\n": {"license": ["mit", "apache-2.0"]},
+    "---\nlicense: other\nlicense_name: 'a: b'\n---\n": {"license": "other", "license_name": "a: b"},
+    "---\nlicense: other\nlicense_link: LICENSE\n---\n": {"license": "other"},
+    "---\nlicense: [mit\n---\n": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_the_licence_is_read_from_the_cards_head_as_yaml(card, tmp_path):
+    assert license_of(tmp_path) == license_of(None) == {}
+    (tmp_path / "README.md").write_text(card, encoding="utf-8")
+    assert license_of(tmp_path) == CARDS[card]
+
+
+def test_a_link_to_a_licence_that_travels_along_is_kept(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_link: LICENSE\n---\n", encoding="utf-8")
+    assert license_of(tmp_path, beside=["LICENSE"]) == {"license": "other", "license_link": "LICENSE"}

@@ -42,13 +42,14 @@ def merge(
         str | None, typer.Option("--weights", help="One for each adapter, RUN's first, such as 0.7,0.3; default: 1.")
     ] = None,
     method: Annotated[
-        str, typer.Option("--method", help="cat (the exact sum), svd, linear, ties, dare_linear, dare_ties, ...")
-    ] = "cat",
+        str | None,
+        typer.Option("--method", help="cat (the exact sum; default), svd, linear, ties, dare_linear, dare_ties, ..."),
+    ] = None,
     density: Annotated[
         float | None, typer.Option("--density", min=0, max=1, help="Part of the values that ties and dare keep.")
     ] = None,
     rank: Annotated[int | None, typer.Option("--rank", min=1, help="Rank of what svd makes.")] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of what dare drops.")] = 0,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of what dare drops; default: 0.")] = None,
     quiet: Quiet = False,
     json: Json = False,
     debug: Debug = False,
@@ -73,15 +74,24 @@ def merge(
             from tunekit.compress.merge import Request
             from tunekit.compress.merge import merge as merge_adapter
         parts = _numbers(weights)
-        combination = Combination(tuple(combine), parts, method, density, rank, seed) if combine else None
-        if parts and not combine:
-            raise UserError("--weights is about several adapters", fix="name the others with --combine")
+        combination = None
+        if combine:
+            combination = Combination(tuple(combine), parts, method or "cat", density, rank, seed)
+        else:
+            _refuse_alone(weights=weights, method=method, density=density, rank=rank, seed=seed)
         folder = output or run / "merged"
         proof = merge_adapter(Request(run, folder, dtype, lambda: _held_out(run), combination), screen)
         if json:
             JsonScreen().event("done", folder=str(folder), proof=proof)
         elif not quiet:
             _show(proof, folder)
+
+
+def _refuse_alone(**options: object) -> None:
+    given = [f"--{name}" for name, value in options.items() if value is not None]
+    if given:
+        what = f"{', '.join(given)}: only about several adapters"
+        raise UserError(what, where=given[0], fix="name the others with --combine")
 
 
 def _show(proof: dict[str, Any], folder: Path) -> None:

@@ -29,6 +29,9 @@ METHODS = {
 }
 """PEFT's ways to combine, by their names there."""
 _WHOLE = ("cat", "svd", "linear")  # those that drop nothing
+_DRAW = "dare"  # so begin those that drop at random
+# each load of such an adapter takes its start out of the base, which all of them share
+_CHANGE_BASE = ("pissa", "olora", "lora_ga", "corda", "loftq")
 _SAME_RANK = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 NAME = "combined"
 
@@ -43,7 +46,7 @@ class Combination:
         method: one of `METHODS`.
         density: part of the values that is kept, for the methods that drop some.
         rank: of the result, for the methods that cut; None for the largest of the adapters'.
-        seed: of the methods that drop at random.
+        seed: of the methods that drop at random; None for 0.
     """
 
     folders: tuple[Path, ...]
@@ -51,7 +54,7 @@ class Combination:
     method: str = "cat"
     density: float | None = None
     rank: int | None = None
-    seed: int = 0
+    seed: int | None = None
 
 
 @contextmanager
@@ -86,6 +89,7 @@ def check(found: Sequence[Artefact], combination: Combination) -> None:
     if combination.method not in _WHOLE and combination.density is None:
         what = f"{combination.method} keeps a part of the values: which?"
         problems.append(Problem(what, "--density", "for example --density 0.5"))
+    problems += _without_meaning(combination)
     ranks = {(one.adapter or {}).get("r") for one in found}
     if combination.method in _SAME_RANK and len(ranks) > 1:
         what = (
@@ -99,6 +103,17 @@ def check(found: Sequence[Artefact], combination: Combination) -> None:
     raise_all(UserError, problems)
 
 
+def _without_meaning(combination: Combination) -> Iterator[Problem]:
+    method = combination.method
+    for option, value, means, others in (
+        ("--density", combination.density, method not in _WHOLE, "that drop values, such as ties"),
+        ("--rank", combination.rank, method.endswith("svd"), "that end in svd"),
+        ("--seed", combination.seed, method.startswith(_DRAW), "that begin with dare"),
+    ):
+        if value is not None and not means:
+            yield Problem(f"{method} has no use for {option}", option, f"it is for the methods {others}; leave it out")
+
+
 def _unfit(one: Artefact, first: Artefact) -> Iterator[Problem]:
     where = str(one.folder)
     if one.kind != "LORA":
@@ -106,9 +121,15 @@ def _unfit(one: Artefact, first: Artefact) -> Iterator[Problem]:
         return
     config = one.adapter or {}
     for key, word in (("use_dora", "DoRA"), ("trainable_token_indices", "trained tokens"), ("lora_bias", "biases"),
-                      ("target_parameters", "target_parameters")):  # fmt: skip
+                      ("target_parameters", "target_parameters"), ("layer_replication", "replicated layers"),
+                      ("alora_invocation_tokens", "invocation tokens")):  # fmt: skip
         if config.get(key):
             yield Problem(f"a LoRA adapter with {word} cannot be combined: PEFT weighs A and B alone", where)
+    start = str(config.get("init_lora_weights"))
+    if start.lower().startswith(_CHANGE_BASE):
+        what = f"a LoRA adapter saved with init_lora_weights={start} cannot be combined: loading it changes the base"
+        fix = "save it with path_initial_model_for_weight_conversion, as a plain LoRA of twice the rank"
+        yield Problem(what, where, fix)
     if config.get("bias", "none") != "none":
         yield Problem("a LoRA adapter with trained biases cannot be combined: PEFT weighs A and B alone", where)
     if one.base != first.base and not _same_weights(one, first):
@@ -145,7 +166,7 @@ def combine(found: Sequence[Artefact], combination: Combination, folder: Path) -
     if combination.method.endswith("svd"):
         options["svd_rank"] = combination.rank
     with torch.random.fork_rng():
-        torch.manual_seed(combination.seed)
+        torch.manual_seed(combination.seed or 0)
         try:
             model.add_weighted_adapter(names, list(weights), NAME, combination_type=combination.method, **options)
         except (ValueError, TypeError) as error:

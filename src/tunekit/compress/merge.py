@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from tunekit.compress import parity
 from tunekit.compress.combine import Combination, check, combined
+from tunekit.compress.dtypes import base_dtype, disk_dtypes, round_weights
 from tunekit.core.errors import UserError
 from tunekit.core.files import write_atomic, write_json
+from tunekit.core.front_matter import as_yaml, licence_files, license_of
 from tunekit.core.progress import Screen
 from tunekit.core.registry import QUANTIZERS
 from tunekit.model import artefact, kbit
@@ -33,7 +33,6 @@ QUANTIZED = (
     "the base was quantized for the training: the adapter is merged into its full-precision weights, because rounding "
     "the sum to few bits would change what was learned"
 )
-DTYPES = ("float32", "bfloat16", "float16")
 _BEFORE_TEXT = "its learned tokens or keys stand before the text, and no weight of the base can hold them"
 _OF_INPUT = "what it adds depends on the input through a network of its own, and no weight of the base can hold that"
 NOT_MERGEABLE = {
@@ -101,7 +100,8 @@ def _proven(request: Request, found: Artefact, dtype: str, staging: Path, screen
         model = merged_model(attach(load_base(found, dtype="float32"), found))
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         rows = embedding_rows(model.config)
-        write(model.to(getattr(torch, dtype)), tokenizer, found, staging)
+        round_weights(model, dtype, {} if request.dtype else disk_dtypes(found))
+        write(model, tokenizer, found, staging)
         del model  # the fresh process needs the room
     with screen.step("proving, in a fresh process"):
         held_out = request.rows()
@@ -177,31 +177,6 @@ def trains_here(found: Artefact) -> bool:
     return "cpu" in QUANTIZERS.load(kind).DEVICES and not kbit.missing_packages(kind)
 
 
-def base_dtype(found: Artefact) -> str:
-    """The type that most numbers of the base have on the disk.
-
-    Raises:
-        UserError: it is none that can be merged into.
-    """
-    from safetensors import safe_open
-
-    assert found.base is not None
-    name = resolve_name(found.base.name)
-    if name.random:
-        return str(found.base_facts.get("dtype") or "float32")
-    counts: Counter[str] = Counter()
-    for path in sorted(artefact.base_folder(name, found.base.revision).glob("*.safetensors")):
-        with safe_open(str(path), "pt") as file:
-            for key in file.keys():  # noqa: SIM118 (not a mapping)
-                part = file.get_slice(key)
-                counts[part.get_dtype()] += math.prod(part.get_shape())
-    words = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-    most = counts.most_common(1)[0][0] if counts else "F32"
-    if most not in words:
-        raise UserError(f"the base's weights are of type {most}", where=found.base.name, fix="name one with --dtype")
-    return words[most]
-
-
 def base_facts(found: Artefact) -> Mapping[str, Any]:
     """What the merged model's manifest says of the base."""
     assert found.base is not None
@@ -258,18 +233,21 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, found: Art
     """Writes a plain folder: weights, tokenizer, the adapter's generation config, the base's licence."""
     assert found.base is not None
     model.config.use_cache = True
-    model.save_pretrained(folder)
+    dtype = model.config.dtype
+    model.save_pretrained(folder)  # writes down the type of the first tensor
+    if model.config.dtype != dtype:
+        model.config.dtype = dtype
+        model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     generation = found.folder / "generation_config.json"
     if generation.exists():  # with the ids that end a turn
         shutil.copyfile(generation, folder / generation.name)
-    name = resolve_name(found.base.name)
-    base = artefact.base_folder(name, found.base.revision)
-    fields = artefact.licence_fields(base)
-    for path in artefact.licence_files(base):
+    base = artefact.base_folder(resolve_name(found.base.name), found.base.revision)
+    papers = licence_files(base)
+    for path in papers:
         shutil.copyfile(path, folder / path.name)
+    fields = license_of(base, beside={path.name for path in papers})
     if fields:
-        head = [*(f"{key}: {value}" for key, value in fields.items()), f"base_model: {found.base.name}"]
+        head = as_yaml(fields | {"base_model": found.base.name})
         told = f"`{found.base.name}` with a {found.kind_word} adapter merged into its weights."
-        lines = ["---", *head, "---", "", told]
-        write_atomic(folder / "README.md", "\n".join(lines) + "\n")
+        write_atomic(folder / "README.md", f"---\n{head}---\n\n{told}\n")

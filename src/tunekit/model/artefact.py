@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import tunekit
 from tunekit.core.errors import MachineError, Problem, UserError, raise_all
 from tunekit.core.files import sha256_file, sha256_json, sha256_text, write_json
+from tunekit.core.front_matter import COMMON_LICENCE_FILES, license_of
 from tunekit.model.fingerprint import SAMPLED, weights_fingerprint
 from tunekit.model.names import ModelName, resolve_name
 from tunekit.model.tokenizer import embedding_rows, hub_errors, load_config
@@ -24,8 +25,7 @@ MANIFEST = "MANIFEST.json"
 CARD = "README.md"
 """The model card: words, which may be put in order later."""
 VERSION = 1
-LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
-LICENCE_FIELDS = ("license", "license_name", "license_link")
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # what loaders read: one of these that the manifest does not know would change the model
 _READ = ("*.safetensors*", "*.bin", "*.bin.index.json", "*.jinja", "tokenizer*", "special_tokens_map.json",
          "added_tokens.json", "vocab.*", "merges.txt", "config.json", "adapter_config.json",
@@ -52,15 +52,16 @@ def base_facts(block: ModelBlock, *, seed: int, dtype: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": block.name, "revision": block.revision, "commit": None}
     facts["rows"] = embedding_rows(load_config(block))
     if name.random:
-        return facts | {"seed": seed, "dtype": dtype, "weights": _fresh_fingerprint(block, seed, dtype), "licence": {}}
+        made = weights_fingerprint(fresh_base(block, seed=seed, dtype=dtype), frozen_only=False)
+        return facts | {"seed": seed, "dtype": dtype, "weights": made, "licence": {}}
     folder = base_folder(name, block.revision)
     if name.kind == "hub" and folder.parent.name == "snapshots":
         facts["commit"] = folder.name
-    return facts | {"weights": base_fingerprint(folder), "licence": licence_fields(folder)}
+    return facts | {"weights": base_fingerprint(folder), "licence": license_of(folder)}
 
 
 def base_folder(name: ModelName, revision: str | None) -> Path:
-    """Where a base's files lie on this machine.
+    """Where a base's files lie on this machine; those of a Hub id are fetched, with its licence where that can be had.
 
     Raises:
         MachineError: a Hub id whose files cannot be had.
@@ -71,22 +72,72 @@ def base_folder(name: ModelName, revision: str | None) -> Path:
 
     with hub_errors(name):
         config = cached_file(name.location, "config.json", revision=revision)
-    assert config is not None, name
-    return Path(config).parent
+        assert config is not None, name
+        folder = Path(config).parent
+        commit = folder.name if folder.parent.name == "snapshots" else revision  # main may move meanwhile
+        if cached_file(name.location, WEIGHTS, revision=commit, _raise_exceptions_for_missing_entries=False) is None:
+            cached_file(name.location, INDEX, revision=commit)
+            for shard in _shards(folder):
+                cached_file(name.location, shard.relative_to(folder).as_posix(), revision=commit)
+    _fetch_papers(name, commit)
+    return folder
+
+
+def _fetch_papers(name: ModelName, commit: str | None) -> None:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    transport: type[Exception] = HfHubHTTPError.__bases__[0]  # whichever HTTP client the Hub's library is built on
+    for file in (CARD, *COMMON_LICENCE_FILES):
+        try:
+            if try_to_load_from_cache(name.location, file, revision=commit) is None:  # neither here nor known to lack
+                hf_hub_download(name.location, file, revision=commit)
+        except (OSError, ValueError, transport) as error:
+            if not isinstance(error, EntryNotFoundError) or isinstance(error, LocalEntryNotFoundError):
+                return  # no network; only what is told of the licence depends on it
+
+
+def _shards(folder: Path) -> list[Path]:
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    return [folder / name for name in sorted(set(index["weight_map"].values()))]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that are loaded from a model's folder, by the rule of transformers; others do not count.
+
+    Raises:
+        UserError: there are none, or one that the index names is missing.
+    """
+    files = [folder / WEIGHTS]
+    if not files[0].is_file() and (folder / INDEX).is_file():
+        try:
+            files = _shards(folder)
+        except (ValueError, KeyError, AttributeError, TypeError):
+            fix = "save the model again with save_pretrained"
+            raise UserError("the index of the weights cannot be read", where=str(folder / INDEX), fix=fix) from None
+    missing = [path for path in files if not path.is_file()]
+    if missing or not files:
+        raise UserError(
+            f"the base has no weights: there is no {missing[0].name if missing else 'file in its index'}",
+            where=str(folder),
+            fix="weights are read from safetensors files: save the model again with save_pretrained",
+        )
+    return files
 
 
 def base_fingerprint(folder: Path) -> str:
-    """Hex sha256 over names, shapes, types and a sample of the values of every tensor in a folder's safetensors.
+    """Hex sha256 over names, shapes, types and a sample of the values of every tensor that is loaded from a folder.
 
     It is taken from the files, so it does not depend on the type that they are loaded in, on quantization or adapters.
+
+    Raises:
+        UserError: there are no weights.
     """
     import torch
     from safetensors import safe_open
 
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        if path.name.startswith("adapter_"):
-            continue
+    digest, count = hashlib.sha256(), 0
+    for path in weight_files(folder):
         with safe_open(str(path), "pt") as file:
             for name in sorted(file.keys()):
                 tensor = file.get_tensor(name)
@@ -94,23 +145,20 @@ def base_fingerprint(folder: Path) -> str:
                 flat = tensor.reshape(-1)
                 sample = flat[:: max(1, flat.numel() // SAMPLED)].contiguous()
                 digest.update(sample.view(torch.uint8).numpy().tobytes())
+                count += 1
+    if not count:  # the hash of nothing would be that of every such base
+        raise UserError("the base's files of weights are empty", where=str(folder), fix="save the model again")
     return digest.hexdigest()
 
 
-def _fresh_fingerprint(block: ModelBlock, seed: int, dtype: str) -> str:
-    import torch
-
-    with torch.random.fork_rng():
-        return weights_fingerprint(fresh_base(block, seed=seed, dtype=dtype), frozen_only=False)
-
-
 def fresh_base(block: ModelBlock, *, seed: int, dtype: str) -> Any:
-    """A base whose weights are made from a seed; the same ones that a run with that seed begins with."""
+    """A base whose weights are made from a seed, those that a run with it begins with; no other draws change."""
     import torch
-    from transformers import AutoModelForCausalLM, set_seed
+    from transformers import AutoModelForCausalLM
 
-    set_seed(seed)
-    return AutoModelForCausalLM.from_config(load_config(block), dtype=getattr(torch, dtype))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # of the CPU alone, where the weights are made
+        return AutoModelForCausalLM.from_config(load_config(block), dtype=getattr(torch, dtype))
 
 
 def check_base(facts: Mapping[str, Any], block: ModelBlock) -> None:
@@ -131,24 +179,6 @@ def check_base(facts: Mapping[str, Any], block: ModelBlock) -> None:
         where=block.name,
         fix="put the base of the training back in its place, or train again on this one",
     )
-
-
-def licence_fields(folder: Path) -> dict[str, str]:
-    """The licence fields in the head of a folder's README.md; empty when there are none."""
-    card = folder / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    lines = text.splitlines()
-    if lines[:1] != ["---"] or "---" not in lines[1:]:
-        return {}
-    head = lines[1 : lines.index("---", 1)]
-    pairs = (line.partition(":") for line in head if line[:1].strip())
-    return {key: value.strip().strip("'\"") for key, _, value in pairs if key in LICENCE_FIELDS and value.strip()}
-
-
-def licence_files(folder: Path) -> list[Path]:
-    """Licence texts that lie in a folder."""
-    found = (path for pattern in LICENCE_FILES for path in folder.glob(pattern) if path.is_file())
-    return sorted(set(found))
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -181,6 +211,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a folder, None where there is none.
 
     Raises:
+        UserError: it is a checkpoint's.
         MachineError: it is damaged.
     """
     path = folder / MANIFEST
@@ -188,12 +219,20 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if "manifest_sha256" in value:
+            raise _checkpoint(folder)
         whole = value.pop("self") == sha256_json(value)
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         whole = False
     if not whole:
         raise MachineError("the manifest is damaged", where=str(path), fix=_RESTORE)
     return value
+
+
+def _checkpoint(folder: Path) -> UserError:
+    run = folder.resolve().parent.parent
+    fix = f"name the run folder: {run}" if (run / "plan.json").exists() else "name a run folder that is finished"
+    return UserError("this is a checkpoint of a run, not a finished model", where=str(folder), fix=fix)
 
 
 def verify(folder: Path) -> dict[str, Any] | None:
@@ -203,7 +242,7 @@ def verify(folder: Path) -> dict[str, Any] | None:
         The manifest, or None for a folder without one: somebody else's, of which nothing is known.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: there is no such folder, or it is a checkpoint.
         MachineError: files that are missing, changed or new; each is named.
     """
     if not folder.is_dir():

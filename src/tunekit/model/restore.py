@@ -137,9 +137,13 @@ def load_tokenizer(found: Artefact) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     own = (found.folder / "tokenizer_config.json").exists() or found.base is None
-    name = None if own or found.base is None else resolve_name(found.base.name)
-    place = str(found.folder) if name is None else name.location
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    if own or found.base is None:
+        place, revision = str(found.folder), None
+    else:
+        place, revision = resolve_name(found.base.name).location, found.base.revision
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        place, revision=revision, trust_remote_code=False
+    )
     if found.manifest is not None:
         check_tokenizer(tokenizer, found.manifest, found.folder)
     return tokenizer

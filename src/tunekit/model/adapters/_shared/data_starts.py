@@ -69,10 +69,11 @@ def quantization_start(model: PeftModel, batches: Batches) -> None:
     The quantized weights stay as they are: the adapter belongs on them.
 
     Raises:
-        UserError: the weights are not quantized by bitsandbytes.
+        UserError: the weights are not quantized by bitsandbytes, or the full ones are nowhere.
     """
     import torch
     from peft.utils.integrations import dequantize_module_weight
+    from transformers.pytorch_utils import Conv1D
 
     base, layers = model.get_base_model(), _lora_layers(model, named=True)
     if any(layer.get_base_layer().weight.is_floating_point() for layer in layers.values()):
@@ -82,7 +83,8 @@ def quantization_start(model: PeftModel, batches: Batches) -> None:
     with torch.no_grad():
         for name, layer in layers.items():
             now = dequantize_module_weight(layer.get_base_layer()).float()
-            left = whole[name].weight.to(now.device).float() - now
+            full = whole[name].weight.T if isinstance(whole[name], Conv1D) else whole[name].weight
+            left = full.to(now.device).float() - now  # quantized, a Conv1D is a linear layer: (outputs, inputs)
             u, s, v = torch.linalg.svd(left, full_matrices=False)
             r, root = layer.r[_ADAPTER], (s[: layer.r[_ADAPTER]] / layer.scaling[_ADAPTER]).sqrt()
             a, b = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
@@ -91,12 +93,25 @@ def quantization_start(model: PeftModel, batches: Batches) -> None:
 
 
 def _unquantized(base: Any) -> Any:
-    """The same model from the same place, not quantized, on the CPU."""
+    """The same model from the same place, not quantized, on the CPU.
+
+    Raises:
+        UserError: its weights are quantized on the disk.
+    """
     from copy import deepcopy
+
+    from transformers import AutoConfig
 
     config = deepcopy(base.config)
     del config.quantization_config
     place, revision = base.name_or_path, getattr(config, "_commit_hash", None)
+    stored = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+    if getattr(stored, "quantization_config", None) is not None:
+        raise UserError(
+            f"init: loftq needs the full weights, and those of '{place}' are quantized on the disk",
+            where=_WHERE,
+            fix="name the model that they were quantized from, or take another init",
+        )
     return type(base).from_pretrained(place, revision=revision, config=config, dtype="auto", use_safetensors=True)
 
 
