@@ -9,6 +9,7 @@ import pytest
 from tunekit.compress.merge import Request, merge
 from tunekit.core.errors import MachineError, UserError
 from tunekit.core.progress import Silent
+from tunekit.core.registry import QUANTIZERS
 
 KINDS = {
     "lora": ("LoraConfig", {"r": 4, "target_modules": "all-linear"}),
@@ -230,7 +231,8 @@ def test_an_adapter_of_a_quantized_base_goes_into_full_weights_and_says_so(base_
             self.said += text
 
     base = base_of()
-    facts = {"quantize": {"kind": "bnb", "bits": 4}}
+    block = QUANTIZERS.load("bnb").Config(kind="bnb", bits=4, skip=("lm_head",))
+    facts = {"quantize": json.loads(block.model_dump_json())}  # as a run writes it: lists where there were tuples
     folder, _ = adapter_of(base, config_of("LoraConfig", r=4, target_modules="all-linear"), move=0.3, facts=facts)
     screen = Told()
     proof = merge(Request(folder, tmp_path / "merged", rows=rows), screen)

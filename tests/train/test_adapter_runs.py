@@ -261,3 +261,20 @@ def test_what_is_trained_of_the_base_is_kept_in_float32_on_a_gpu(adapter, dtype,
     changed["output"] = plan.recipe.output.model_copy(update={"dir": None})
     recipe = plan.recipe.model_copy(update=changed)
     assert resolve(recipe, Path("recipe.yaml"), machine).weights_dtype == dtype
+
+
+def test_a_merge_stands_in_the_run_s_record_and_on_the_card(trained, tmp_path):
+    from tunekit.compress.merge import Request, merge
+    from tunekit.core.progress import Silent
+    from tunekit.model.artefact import verify
+    from tunekit.runs.layout import RunFolder
+    from tunekit.runs.record import read_record
+
+    run = trained.parent
+    proof = merge(Request(run, tmp_path / "merged", "float32"), Silent())
+    (part,) = read_record(RunFolder(run)).merges
+    assert (part.name, part.dtype, part.mean_kl) == ("merged", "float32", proof["merged"]["mean_kl"])
+    card = (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
+    assert "library_name: transformers" in card and "AutoModelForCausalLM.from_pretrained(folder)" in card
+    assert f"perplexity: base {proof['perplexity']['base']:.4g}" in card and "## How it was merged\n" in card
+    assert verify(tmp_path / "merged") is not None  # the card is words: the manifest does not hold it

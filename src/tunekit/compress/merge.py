@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunekit.compress import parity
+from tunekit.compress import card, parity
 from tunekit.compress.combine import Combination, check, combined
 from tunekit.compress.dtypes import base_dtype, disk_dtypes, round_weights
 from tunekit.core.errors import UserError
-from tunekit.core.files import write_atomic, write_json
-from tunekit.core.front_matter import as_yaml, licence_files, license_of
+from tunekit.core.files import write_json
+from tunekit.core.front_matter import licence_files, license_of
 from tunekit.core.progress import Screen
 from tunekit.core.registry import QUANTIZERS
 from tunekit.model import artefact, kbit
@@ -88,7 +88,10 @@ def merge(request: Request, screen: Screen) -> dict[str, Any]:
     if found.quantize:
         screen.say(QUANTIZED)
     with staged(request.target) as staging, hushed(), combined(found, request.combination) as joined:
-        return _proven(request, joined, dtype, staging, screen)
+        proof = _proven(request, joined, dtype, staging, screen)
+    if request.combination is None:
+        card.note(found, proof, request.target.name)
+    return proof
 
 
 def _proven(request: Request, found: Artefact, dtype: str, staging: Path, screen: Screen) -> dict[str, Any]:
@@ -101,7 +104,7 @@ def _proven(request: Request, found: Artefact, dtype: str, staging: Path, screen
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         rows = embedding_rows(model.config)
         round_weights(model, dtype, {} if request.dtype else disk_dtypes(found))
-        write(model, tokenizer, found, staging)
+        licence = write(model, tokenizer, found, staging)
         del model  # the fresh process needs the room
     with screen.step("proving, in a fresh process"):
         held_out = request.rows()
@@ -112,6 +115,7 @@ def _proven(request: Request, found: Artefact, dtype: str, staging: Path, screen
     source = "the run's held-out rows" if held_out else "the embedded world"
     proof = {"base": found.base.name, "adapter": found.kind, "rows": source, "limits": parity.limits(answer)} | answer
     write_json(staging / PROOF, proof)
+    card.tell(found, proof, staging, licence, alone=request.combination is None)
     facts = {"base": base_facts(found), "merged": found.kind, "rows": rows}
     artefact.write_manifest(staging, facts, tokenizer)
     return proof
@@ -229,8 +233,12 @@ def _break_tie(model: Any) -> None:
         outer.weight = torch.nn.Parameter(outer.weight.detach().clone(), requires_grad=False)
 
 
-def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, found: Artefact, folder: Path) -> None:
-    """Writes a plain folder: weights, tokenizer, the adapter's generation config, the base's licence."""
+def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, found: Artefact, folder: Path) -> dict[str, Any]:
+    """Writes a plain folder: weights, tokenizer, the adapter's generation config, the base's licence texts.
+
+    Returns:
+        The base's licence fields, for the card.
+    """
     assert found.base is not None
     model.config.use_cache = True
     dtype = model.config.dtype
@@ -246,8 +254,4 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, found: Art
     papers = licence_files(base)
     for path in papers:
         shutil.copyfile(path, folder / path.name)
-    fields = license_of(base, beside={path.name for path in papers})
-    if fields:
-        head = as_yaml(fields | {"base_model": found.base.name})
-        told = f"`{found.base.name}` with a {found.kind_word} adapter merged into its weights."
-        write_atomic(folder / "README.md", f"---\n{head}---\n\n{told}\n")
+    return license_of(base, beside={path.name for path in papers})

@@ -206,7 +206,8 @@ def _quantization(found: Artefact, dtype: str) -> dict[str, Any]:
 
     if not found.quantize or found.base is None:
         return {}
-    block = QUANTIZERS.load(str(found.quantize["kind"])).Config(**found.quantize)
+    block_type = QUANTIZERS.load(str(found.quantize["kind"])).Config
+    block = block_type.model_validate_json(json.dumps(found.quantize))  # a list there is a tuple here
     compute = torch.float32 if dtype == "auto" else getattr(torch, dtype)
     return kbit.load_options(block, compute, "cpu", load_config(found.base))
 

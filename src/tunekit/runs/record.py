@@ -11,6 +11,7 @@ from tunekit import __version__
 from tunekit.core.errors import TunekitError, UserError
 from tunekit.core.files import write_json
 from tunekit.runs.layout import RunFolder
+from tunekit.runs.merges import MergePart
 from tunekit.runs.scrub import scrub
 from tunekit.runs.wording import json_ready, now_utc
 
@@ -242,6 +243,7 @@ class Record(_Part):
     evaluation: EvaluationPart | None = None
     artefact: str | None = None
     resumed: tuple[ResumePart, ...] = ()
+    merges: tuple[MergePart, ...] = ()
     plan_hash: str = ""
 
     def updated(self, **changes: Any) -> Self:
