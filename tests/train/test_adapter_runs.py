@@ -278,3 +278,28 @@ def test_a_merge_stands_in_the_run_s_record_and_on_the_card(trained, tmp_path):
     assert "library_name: transformers" in card and "AutoModelForCausalLM.from_pretrained(folder)" in card
     assert f"perplexity: base {proof['perplexity']['base']:.4g}" in card and "## How it was merged\n" in card
     assert verify(tmp_path / "merged") is not None  # the card is words: the manifest does not hold it
+
+
+def test_adapters_of_two_runs_are_switched_on_one_base(trained, plan_of, run_plan):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from tunekit.model.names import TINY
+
+    plan = plan_of(model__name="builtin:tiny", adapter={"kind": "lora", "r": 8}, train__max_steps=2, train__seed=7)
+    run_plan(plan)
+    other = Path(plan.run_dir) / "model"
+    ids = torch.arange(5, 25)[None]
+
+    def logits(model):
+        with torch.no_grad():
+            return model.eval()(ids).logits.clone()
+
+    alone = [logits(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32), folder))
+             for folder in (trained, other)]  # fmt: skip
+    both = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32), trained, "a")
+    both.load_adapter(str(other), "b")
+    assert torch.equal(logits(both), alone[0])
+    both.set_adapter("b")
+    assert torch.equal(logits(both), alone[1]) and not torch.equal(alone[0], alone[1])
