@@ -100,7 +100,7 @@ def moved(plan, at):
 
 def cases():
     """Every setting stopped at steps 2 and 5; those that `make test` stops at step 2 are named."""
-    quick = ("full", "lora packed", "evaluated", "accumulation", "pretrain", "workers")
+    quick = ("full", "lora packed", "evaluated", "pretrain")
     assert set(quick) <= set(MATRIX)
     for name in MATRIX:
         for at in (2, 5):
@@ -163,7 +163,8 @@ def command(recipe, folder, *options):
     return [sys.executable, "-m", "tunekit", "sft", str(recipe), "-o", str(folder), "-n", "2", *options]
 
 
-@pytest.mark.parametrize("kind", ["full", pytest.param("lora streaming", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["full", "lora streaming"])
 def test_two_ranks_stopped_and_gone_on_with(kind, tmp_path, talks, text_of):
     """SIGTERM to the command in the middle of its training: both ranks stop at the same step, and go on from it."""
     import subprocess
