@@ -303,3 +303,37 @@ def test_adapters_of_two_runs_are_switched_on_one_base(trained, plan_of, run_pla
     assert torch.equal(logits(both), alone[0])
     both.set_adapter("b")
     assert torch.equal(logits(both), alone[1]) and not torch.equal(alone[0], alone[1])
+
+
+def test_a_start_is_looked_for_before_anything_is_made(plan_of):
+    from tunekit.train.pipeline import claim
+
+    plan = plan_of(model__name="builtin:tiny", adapter=LORA | {"start": "runs/none"})
+    with pytest.raises(UserError, match="'runs/none' hold no adapter") as refused:
+        claim(plan)
+    assert refused.value.problems[0].where == "adapter.start" and refused.value.exit_code == 2
+    assert not Path(plan.run_dir).exists()
+
+
+def test_a_run_s_folder_stands_for_its_adapter_beside_the_recipe_or_here(trained, tmp_path, monkeypatch):
+    from tunekit.model.adapt import start_folder
+
+    run = trained.parent
+    monkeypatch.chdir(tmp_path)
+    assert start_folder(str(run), Path("recipes")) == trained == start_folder(str(trained), Path("recipes"))
+    (tmp_path / "recipes").mkdir()
+    shutil.copytree(trained, tmp_path / "here")
+    assert start_folder("here", Path("recipes")) == Path("here")
+    shutil.copytree(trained, tmp_path / "recipes" / "here")
+    assert start_folder("here", Path("recipes")) == Path("recipes/here")
+
+
+def test_memory_that_is_short_is_not_taken_for_an_adapter_that_does_not_fit(plan_of, session_of, monkeypatch):
+    import peft
+
+    def short(*_):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(peft, "get_peft_model", short)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        session_of(plan_of(model__name="builtin:tiny", adapter=LORA))

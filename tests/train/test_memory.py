@@ -12,9 +12,9 @@ import pytest
 import torch
 from forked_for_tests import forked
 
-from tunekit.core.errors import MachineError
+from tunekit.core.errors import MachineError, out_of_memory
 from tunekit.train import memory
-from tunekit.train.available import available_bytes, memory_limit, out_of_memory, process_bytes
+from tunekit.train.available import available_bytes, memory_limit, process_bytes
 from tunekit.train.disk import optimizer_bytes
 from tunekit.train.memory import largest_micro_batch, probe
 

@@ -96,6 +96,21 @@ def test_they_begin_as_the_mean_of_their_pieces(base, rows, plan_of):
             assert torch.equal(now[:first], then[:first])
 
 
+def test_a_token_that_the_tokenizer_reads_as_nothing_is_refused(base, rows, plan_of):
+    """Its embedding would be the mean of no rows: nan."""
+    import json
+
+    from tunekit.model.load import load_model
+
+    file = Path(base) / "tokenizer.json"
+    whole = json.loads(file.read_text(encoding="utf-8"))
+    whole["normalizer"] = {"type": "Replace", "pattern": {"String": "\u200b"}, "content": ""}
+    file.write_text(json.dumps(whole), encoding="utf-8")
+    plan = plan_of(model__name=base, model__new_tokens=["\u200b"], data__train=[{"path": str(rows)}])
+    with pytest.raises(UserError, match="has no pieces in this tokenizer"):
+        load_model(plan)
+
+
 def test_an_adapter_trains_their_rows_and_no_other_row(base, rows, plan_of, session_of):
     import torch
 

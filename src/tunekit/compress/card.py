@@ -7,6 +7,7 @@ from typing import Any
 
 from tunekit.core.files import write_atomic
 from tunekit.core.front_matter import as_yaml
+from tunekit.model.artefact import CARD
 from tunekit.model.names import resolve_name
 from tunekit.model.restore import Artefact
 from tunekit.plan.plan import Plan
@@ -14,8 +15,6 @@ from tunekit.runs.card import Card, write_card
 from tunekit.runs.layout import RunFolder
 from tunekit.runs.merges import MergePart
 from tunekit.runs.record import read_record, write_record
-
-CARD = "README.md"
 
 
 def run_of(found: Artefact) -> RunFolder | None:
@@ -36,16 +35,16 @@ def tell(found: Artefact, proof: dict[str, Any], folder: Path, licence: dict[str
         alone: no other adapter was combined with it; then the card tells of its run as well.
     """
     assert found.base is not None
-    run = run_of(found) if alone else None
+    run, name = run_of(found) if alone else None, found.base.name
+    hub = frozenset({name} if resolve_name(name).kind == "hub" else ())
     if run is not None:
-        name = found.base.name
-        hub = frozenset({name} if resolve_name(name).kind == "hub" else ())
         notes = (("How it was merged", "\n".join(_words(proof)) + "\n"),)
         write_card(Card(run, read_record(run), Plan.load(run.plan), hub, model=folder, notes=notes))
         return
-    told = f"`{Path(found.base.name).name}` with a {found.kind_word} adapter merged into its weights."
+    base = name if hub or name.startswith("builtin:") else Path(name).name  # not the place where this machine keeps it
+    told = f"`{base}` with a {found.kind_word} adapter merged into its weights."
     lines = [told, "", *_words(proof)]
-    head = f"---\n{as_yaml(licence | {'base_model': found.base.name})}---\n\n" if licence else ""
+    head = f"---\n{as_yaml(licence | {'base_model': base})}---\n\n" if licence else ""
     write_atomic(folder / CARD, head + "\n".join(lines) + "\n")
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tunekit.compress import card, parity
 from tunekit.compress.combine import Combination, check, combined
 from tunekit.compress.dtypes import base_dtype, disk_dtypes, round_weights
-from tunekit.core.errors import UserError
+from tunekit.core.errors import UserError, out_of_memory
 from tunekit.core.files import write_json
 from tunekit.core.front_matter import licence_files, license_of
 from tunekit.core.progress import Screen
@@ -90,7 +90,10 @@ def merge(request: Request, screen: Screen) -> dict[str, Any]:
     with staged(request.target) as staging, hushed(), combined(found, request.combination) as joined:
         proof = _proven(request, joined, dtype, staging, screen)
     if request.combination is None:
-        card.note(found, proof, request.target.name)
+        try:
+            card.note(found, proof, request.target.name)
+        except OSError as error:  # a run of somebody else's may be read and not written
+            screen.warn(f"the run's record cannot be written, so it does not list this merge: {error.strerror}")
     return proof
 
 
@@ -202,11 +205,17 @@ def merged_model(model: Any) -> PreTrainedModel:
     import torch
 
     _break_tie(model)
+    # the kinds that are known not to merge were refused by name; those of a newer PEFT may have no such method
+    kind = str(getattr(model.active_peft_config.peft_type, "value", model.active_peft_config.peft_type))
+    no_way = f"an adapter of kind {kind} cannot be merged"
+    if not hasattr(model, "merge_and_unload"):
+        raise UserError(f"{no_way}: PEFT has no way to", fix="use it as it is, on its base: PEFT loads it")
     try:
         merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
-    except (NotImplementedError, AttributeError, ValueError, RuntimeError) as error:
-        kind = str(getattr(model.active_peft_config.peft_type, "value", model.active_peft_config.peft_type))
-        what = f"an adapter of kind {kind} cannot be merged: {str(error).strip().splitlines()[0]}"
+    except (NotImplementedError, ValueError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        what = f"{no_way}: {str(error).strip().splitlines()[0]}"
         raise UserError(what, fix="use it as it is, on its base: PEFT loads it") from error
     text = merged.config.get_text_config()
     inner, outer = merged.get_input_embeddings(), merged.get_output_embeddings()

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunekit.compress.worker import ANSWER, ERROR, Prompt
+from tunekit.compress.worker import ANSWER, ERROR
 from tunekit.core import errors
 from tunekit.core.errors import DataError, DivergedError, MachineError, Problem, TunekitError
 from tunekit.core.files import write_json
 from tunekit.data import world
+from tunekit.evaluate.contract import EvalItem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,7 +44,7 @@ class NotProvenError(DivergedError):
     title = "the merge is not proven"
 
 
-def world_prompts(tokenizer: PreTrainedTokenizerBase, count: int = PROMPTS) -> list[Prompt]:
+def world_prompts(tokenizer: PreTrainedTokenizerBase, count: int = PROMPTS) -> list[EvalItem]:
     """Questions of the embedded world, in the tokenizer's chat template if it has one: for folders without own rows."""
     found = []
     for number, row in enumerate(world.rows("instructions", "held_out", count), start=1):
@@ -57,11 +58,11 @@ def world_prompts(tokenizer: PreTrainedTokenizerBase, count: int = PROMPTS) -> l
         ids = tokenizer(before, add_special_tokens=tokenizer.chat_template is None)["input_ids"]
         answer = tokenizer(after, add_special_tokens=False)["input_ids"]
         trained = (False,) * len(ids) + (True,) * len(answer)
-        found.append(Prompt((*ids, *answer), trained, tuple(ids), asked, said, f"builtin:instructions:{number}"))
+        found.append(EvalItem((*ids, *answer), trained, tuple(ids), asked, said, f"builtin:instructions:{number}"))
     return found
 
 
-def fitted(rows: Sequence[Any], positions: int | None) -> list[Prompt]:
+def fitted(rows: Sequence[Any], positions: int | None) -> list[EvalItem]:
     """At most `PROMPTS` rows, evenly spread, cut to what a model can read and still answer.
 
     Args:
@@ -77,7 +78,7 @@ def fitted(rows: Sequence[Any], positions: int | None) -> list[Prompt]:
         raise DataError("there is no row to compare the models on", fix="hold rows out: data.eval")
     ask = max(1, room - NEW_TOKENS)
     return [
-        Prompt(
+        EvalItem(
             tuple(row.input_ids[:room]),
             tuple(map(bool, row.trained[:room])),
             tuple((row.prompt_ids or row.input_ids[: max(1, len(row.input_ids) // 2)])[-ask:]),
@@ -90,7 +91,7 @@ def fitted(rows: Sequence[Any], positions: int | None) -> list[Prompt]:
 
 
 def measure(
-    adapter: Path, merged: Path, dtype: str, prompts: Sequence[Prompt], *, threads: int, quantized: bool = False
+    adapter: Path, merged: Path, dtype: str, prompts: Sequence[EvalItem], *, threads: int, quantized: bool = False
 ) -> dict[str, Any]:
     """What a fresh process finds when it loads both; see `worker`.
 

@@ -10,7 +10,6 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from tunekit.core.errors import TunekitError
 from tunekit.core.files import write_json
 from tunekit.core.progress import Silent
 from tunekit.core.registry import TASKS
+from tunekit.evaluate.contract import EvalItem
 from tunekit.evaluate.logits import logits_at
 from tunekit.evaluate.mode import evaluating
 from tunekit.model.artefact import template_hash
@@ -30,18 +30,6 @@ if TYPE_CHECKING:
 ANSWER, ERROR = "answer.json", "error.json"
 NUMBERS = 1 << 26
 """Logits of one model that are kept for the comparison, which sets how many positions are compared: 0.25 GiB."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One row of a proof, as evaluation takes it (`evaluate.contract.Item`)."""
-
-    input_ids: tuple[int, ...]
-    trained: tuple[bool, ...]
-    prompt_ids: tuple[int, ...]
-    prompt_text: str
-    reference: str
-    where: str
 
 
 def main(arguments: list[str]) -> int:
@@ -112,12 +100,12 @@ def _measure(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _prompt(row: dict[str, Any]) -> Prompt:
+def _prompt(row: dict[str, Any]) -> EvalItem:
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
-    return Prompt(**values)
+    return EvalItem(**values)
 
 
-def _places(prompt: Prompt, vocabulary: int, rows: int) -> list[int]:
+def _places(prompt: EvalItem, vocabulary: int, rows: int) -> list[int]:
     """Positions that are compared, evenly spread: as many as fit in `NUMBERS`, never all."""
     most = max(1, NUMBERS // (vocabulary * rows))
     positions = range(len(prompt.input_ids) - 1)
@@ -125,7 +113,7 @@ def _places(prompt: Prompt, vocabulary: int, rows: int) -> list[int]:
     return list(positions)[::-1][::step][::-1]
 
 
-def _logits(model: Any, prompts: Sequence[Prompt], places: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+def _logits(model: Any, prompts: Sequence[EvalItem], places: Sequence[Sequence[int]]) -> list[torch.Tensor]:
     """(L, V) float32 logits of every prompt, row by row: nothing is padded."""
     import torch
 
@@ -138,7 +126,7 @@ def _logits(model: Any, prompts: Sequence[Prompt], places: Sequence[Sequence[int
     return found
 
 
-def _texts(model: Any, tokenizer: Any, prompts: Sequence[Prompt], new_tokens: int) -> Sequence[str]:
+def _texts(model: Any, tokenizer: Any, prompts: Sequence[EvalItem], new_tokens: int) -> Sequence[str]:
     """What the model says to the prompts, taking the likeliest token each time."""
     task = TASKS.load("generation")
     config = task.Config(max_new_tokens=new_tokens)
@@ -176,7 +164,7 @@ def difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> di
     }
 
 
-def _perplexity(values: Sequence[torch.Tensor], prompts: Sequence[Prompt], places: Sequence[Sequence[int]]) -> float:
+def _perplexity(values: Sequence[torch.Tensor], prompts: Sequence[EvalItem], places: Sequence[Sequence[int]]) -> float:
     """Over the tokens that follow the compared positions; over the trained ones alone, where any are."""
     import torch
     from torch.nn.functional import cross_entropy

@@ -96,3 +96,21 @@ def raise_all(kind: type[TunekitError], problems: Sequence[Problem]) -> None:
     if problems:
         first = problems[0]
         raise kind(first.what, where=first.where, fix=first.fix, problems=problems[1:])
+
+
+_NO_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "alloc_failed",
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice, on a GPU or on the CPU."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in text for sign in _NO_MEMORY)
+    )

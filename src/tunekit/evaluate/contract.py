@@ -37,6 +37,18 @@ class Item(Protocol):
         """``file:line`` of the row."""
 
 
+@dataclass(frozen=True)
+class EvalItem:
+    """An `Item` made of plain values."""
+
+    input_ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+    prompt_ids: tuple[int, ...]
+    prompt_text: str
+    reference: str
+    where: str
+
+
 class Spec(Protocol):
     """The part of the recipe's ``eval`` block that evaluation reads."""
 

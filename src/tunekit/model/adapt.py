@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunekit.core.errors import UserError
+from tunekit.core.errors import UserError, out_of_memory
 from tunekit.core.registry import ADAPTERS
 from tunekit.model.artefact import check_base, verify
 from tunekit.model.new_tokens import train_with
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _OWN = "state of the kind: "
-_REFUSALS = (ValueError, TypeError, NotImplementedError, RuntimeError, ImportError, AssertionError, AttributeError)
-"""What PEFT raises for a model or for values that a kind does not take."""
 
 
 def with_adapter(
@@ -56,7 +55,7 @@ def with_adapter(
     if not any(parameter.requires_grad for parameter in adapted.parameters()):
         raise UserError(f"an adapter of kind {block.kind} has nothing to train in this model", where="adapter")
     if block.start is not None:
-        start_from(adapted, Path(block.start), plan.recipe.model)
+        start_from(adapted, start_folder(block.start, Path(plan.recipe_folder)), plan.recipe.model)
     return adapted  # type: ignore[no-any-return]
 
 
@@ -67,26 +66,38 @@ def _with_peft(
 
     if hasattr(kind, "tokenize"):
         block = kind.tokenize(block, load_tokenizer(plan.recipe.model))
-    try:
+    with _refusals(block.kind):
         config = kind.peft_config(block, model, steps)
-        fields = type(config).__dataclass_fields__
         if getattr(block, "extra", {}):
             config = dataclasses.replace(config, **block.extra)  # made anew, so that PEFT checks them
-        if getattr(block, "targets", None) is not None and "target_modules" in fields:
-            config.target_modules = resolve_targets(model, block.targets)
-        if getattr(block, "train_modules", ()):
-            config.modules_to_save = list(block.train_modules)
-        if new_tokens:
-            train_with(config, dict(new_tokens), block.kind)
+    if getattr(block, "targets", None) is not None and "target_modules" in type(config).__dataclass_fields__:
+        config.target_modules = resolve_targets(model, block.targets)
+    if getattr(block, "train_modules", ()):
+        config.modules_to_save = list(block.train_modules)
+    if new_tokens:
+        train_with(config, dict(new_tokens), block.kind)
+    with _refusals(block.kind):
         adapted = get_peft_model(model, config)
-    except _REFUSALS as error:
-        what = f"an adapter of kind {block.kind} does not fit the model: {str(error).strip() or type(error).__name__}"
-        raise UserError(what, where="adapter", fix="change its keys, or take another kind") from error
     make_ready(adapted)
     for adapter in adapted.peft_config.values():
         adapter.base_model_name_or_path = plan.recipe.model.name  # not the place where this machine keeps it
         adapter.revision = plan.recipe.model.revision
     return adapted
+
+
+@contextmanager
+def _refusals(kind: str) -> Iterator[None]:
+    """Turns into words what PEFT raises for a model, or for values, that a kind does not take.
+
+    Its layers have no error of their own: shapes that do not fit come as RuntimeError, as memory that is short does.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, NotImplementedError, RuntimeError, ImportError) as error:
+        if out_of_memory(error):
+            raise
+        what = f"an adapter of kind {kind} does not fit the model: {str(error).strip() or type(error).__name__}"
+        raise UserError(what, where="adapter", fix="change its keys, or take another kind") from error
 
 
 def make_ready(model: Any) -> None:
@@ -98,32 +109,53 @@ def make_ready(model: Any) -> None:
             plugin.prepare(model)
 
 
+def start_folder(start: str, recipe_folder: Path) -> Path:
+    """The folder of the adapter from which training goes on.
+
+    Args:
+        start: the recipe's ``adapter.start``: an adapter's folder, or a run's, whose ``model/`` it then means.
+        recipe_folder: where a relative path is looked for first; then in the working folder, as data is.
+
+    Raises:
+        UserError: neither place holds an adapter.
+    """
+    path = Path(start).expanduser()
+    places = dict.fromkeys((recipe_folder / path, path))
+    for folder in [found for place in places for found in (place, place / "model")]:
+        if (folder / WEIGHTS).is_file():
+            return folder
+    looked = " and ".join(f"'{place}'" for place in places)
+    raise UserError(
+        f"{looked} hold{'s' if len(places) == 1 else ''} no adapter ({WEIGHTS})",
+        where="adapter.start",
+        fix="name the folder of a run with an adapter, or of the adapter itself",
+    )
+
+
 def start_from(model: Any, folder: Path, base: ModelBlock) -> None:
     """Gives an adapter the values of one that was trained before.
 
     Args:
         model: with its adapter.
-        folder: of the other one.
+        folder: of the other one; see `start_folder`.
         base: the recipe's model block; the other adapter must belong on the same weights, where its manifest says so.
 
     Raises:
-        UserError: the folder holds no adapter, or one of other kind, places, shape, scale or base.
+        UserError: the folder holds an adapter of other kind, places, shape, scale or base.
         MachineError: its files are not as they were written.
     """
     import torch
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    where, file = "adapter.start", folder / WEIGHTS
+    where = "adapter.start"
     if model.active_peft_config.is_prompt_learning:
         raise UserError("vectors before the text cannot be started from others", where=where, fix="leave it out")
-    if not file.is_file():
-        raise UserError(f"'{folder}' holds no adapter ({WEIGHTS})", where=where, fix="name a run's folder model/")
     manifest = verify(folder)
     if manifest is not None:
         check_base(manifest["base"], base)
     _same_scale(model.active_peft_config, folder)
-    values = load_file(file)
+    values = load_file(folder / WEIGHTS)
     if not all(torch.isfinite(value).all() for value in values.values()):
         raise UserError("the adapter has values that are not finite", where=where, fix="take another checkpoint")
     try:

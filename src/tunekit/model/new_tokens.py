@@ -22,6 +22,9 @@ def make_room(model: PreTrainedModel, block: ModelBlock) -> dict[str, list[int]]
     Returns:
         The ids of the new tokens by the name of the module whose rows stand for them: the embedding, and the head
         where it has weights of its own.
+
+    Raises:
+        UserError: a token that the tokenizer reads as nothing.
     """
     import torch
 
@@ -38,6 +41,9 @@ def make_room(model: PreTrainedModel, block: ModelBlock) -> dict[str, list[int]]
     with torch.no_grad():
         for token, number in zip(block.new_tokens, ids, strict=True):
             pieces = before(token, add_special_tokens=False)["input_ids"]
+            if not pieces:
+                what = f"'{token}' has no pieces in this tokenizer from which its embedding could begin"
+                raise UserError(what, where="model.new_tokens", fix="name a token of visible characters")
             for table in tables:
                 table.weight[number] = table.weight[pieces].float().mean(dim=0).to(table.weight.dtype)
     names = {id(module): name for name, module in model.named_modules()}

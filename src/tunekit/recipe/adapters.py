@@ -32,7 +32,9 @@ class AdapterBlock(Block):
 
     kind: str
     start: str | None = Field(
-        None, min_length=1, description="folder of an adapter of the same kind and shape, from which training goes on"
+        None,
+        min_length=1,
+        description="run, or folder, of an adapter of the same kind and shape, from which training goes on",
     )
 
 

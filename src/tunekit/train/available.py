@@ -7,15 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_SIGNS = (
-    "can't allocate memory",
-    "cannot allocate memory",
-    "not enough memory",
-    "out of memory",
-    "bad_alloc",
-    "alloc_failed",
-)
-
 
 def available_bytes(root: Path = Path("/")) -> int:
     """Bytes of memory that this process may still take: the machine's, or its cgroup's or its own limit's if less.
@@ -76,9 +67,3 @@ def memory_limit(available: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice, on a GPU or on the CPU."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS))

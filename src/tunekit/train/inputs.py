@@ -23,6 +23,8 @@ from tunekit.data.readers import builtin
 from tunekit.data.render import Renderer, named_template
 from tunekit.data.sources import fingerprint, input_files, is_hub
 from tunekit.data.stream import Stream
+from tunekit.evaluate.contract import EvalItem
+from tunekit.model.adapt import start_folder
 from tunekit.model.names import resolve_name
 from tunekit.model.tokenizer import load_tokenizer, rows_with_new, tokenizer_hash
 from tunekit.plan.plan import Plan
@@ -69,6 +71,9 @@ class Inputs:
             looks.append(("model.tokenizer", partial(resolve_name, model.tokenizer, "model.tokenizer")))
         if model.chat_template is not None:
             looks.append(("model.chat_template", partial(named_template, model.chat_template)))
+        start = getattr(self.recipe.adapter_block, "start", None)
+        if start is not None:
+            looks.append(("adapter.start", partial(start_folder, start, self.base)))
         held_out = data.eval if isinstance(data.eval, tuple) else ()
         for part, sources in (("train", data.train), ("eval", held_out)):
             looks += [(f"data.{part}.{at}.path", partial(self._look_at, source)) for at, source in enumerate(sources)]
@@ -141,18 +146,6 @@ class Inputs:
             return None
         row = result.examples[0]
         return int(row["input_ids"][row["turn_ends"][-1]])
-
-
-@dataclass(frozen=True)
-class EvalItem:
-    """One held-out row as evaluation takes it (`evaluate.contract.Item`)."""
-
-    input_ids: tuple[int, ...]
-    trained: tuple[bool, ...]
-    prompt_ids: tuple[int, ...]
-    prompt_text: str
-    reference: str
-    where: str
 
 
 def eval_items(prepared: Prepared) -> list[EvalItem]:

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tunekit.core.errors import UserError
+from tunekit.core.errors import UserError, out_of_memory
 from tunekit.data.collate import Collator
 from tunekit.evaluate.mode import evaluating, has_virtual_tokens, plain_model
 from tunekit.kernels.segments import flatten
 from tunekit.plan.plan import Plan
-from tunekit.train.available import out_of_memory
 
 if TYPE_CHECKING:
     import torch

@@ -18,6 +18,7 @@ from tunekit.core.progress import Screen
 from tunekit.core.registry import METHODS
 from tunekit.data.ledger import Ledger
 from tunekit.data.prepare import Prepared
+from tunekit.evaluate.contract import EvalItem
 from tunekit.evaluate.mode import without_adapter
 from tunekit.evaluate.run import check, compare, evaluate_model
 from tunekit.model.fingerprint import weights_fingerprint
@@ -30,7 +31,7 @@ from tunekit.runs.environment import library_versions
 from tunekit.runs.layout import RunFolder, step_of
 from tunekit.train.adapters import artefact_facts, begin_from_data
 from tunekit.train.flops import measured_rate
-from tunekit.train.inputs import EvalItem, Inputs, eval_items, planned_steps
+from tunekit.train.inputs import Inputs, eval_items, planned_steps
 from tunekit.train.resume import check_base
 from tunekit.train.signals import StopRequest
 from tunekit.train.tally import training_facts

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from tunekit.core.errors import out_of_memory
 from tunekit.core.registry import METHODS
 from tunekit.plan.plan import Plan
-from tunekit.train.available import out_of_memory
 from tunekit.train.disk import optimizer_bytes
 
 Where = Callable[[int], str]
