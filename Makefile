@@ -46,7 +46,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "tunekit needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,bnb,tensorboard]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,bnb,eval,harness,tensorboard]'
 	touch $(STAMP)
 
 clean:

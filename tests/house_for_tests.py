@@ -22,9 +22,10 @@ LAYERS = {
     "train": _GROUND | _MIDDLE,
     "rl": _GROUND | _MIDDLE | {"train"},
     "methods": _GROUND | _MIDDLE | {"train", "rl"},
+    "exam": _GROUND | _MIDDLE | {"train"},
     "compress": _GROUND | _MIDDLE,
     "serve": _GROUND | _MIDDLE,
-    "cli": _GROUND | _MIDDLE | {"train", "compress", "serve"},
+    "cli": _GROUND | _MIDDLE | {"train", "exam", "compress", "serve"},
     "__main__": {"cli"},
 }
 CLI_OF_TRAIN = {"pipeline", "session", "launch", "worker", "inputs"}
@@ -34,7 +35,7 @@ LAYER_EXCEPTIONS = {
 }
 PLUGINS = (
     "tunekit.methods", "tunekit.model.adapters", "tunekit.data.formats", "tunekit.evaluate.tasks",
-    "tunekit.evaluate.metrics", "tunekit.model.quantizers",
+    "tunekit.evaluate.metrics", "tunekit.evaluate.engines", "tunekit.model.quantizers",
 )  # fmt: skip
 BROAD_EXCEPT = {"tunekit.cli.shared"}  # the last resort of the program
 DANGEROUS = {
@@ -46,6 +47,7 @@ ENVIRONMENT = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "CUDA_VIS
 WHOLE_ENVIRONMENT = {
     "tunekit.core.startup",  # sets how OpenMP's threads wait, before torch is loaded
     "tunekit.train.launch",  # handed on to the ranks
+    "tunekit.evaluate.endpoint",  # a server's key, from the variable that the recipe names
     "tunekit.runs.scrub",  # the values of secrets are looked for, to be taken out of what is shown
 }
 IMPORTED_INSIDE_FUNCTIONS = {

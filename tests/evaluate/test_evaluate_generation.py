@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import math
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -9,9 +11,10 @@ from pydantic import ValidationError
 
 from tunekit.core.errors import DataError, UserError
 from tunekit.core.progress import Silent
+from tunekit.evaluate.contract import Prompt
+from tunekit.evaluate.decoding import choose
+from tunekit.evaluate.local import TransformersEngine, stop_tokens
 from tunekit.evaluate.tasks import generation
-
-CPU = torch.device("cpu")
 
 
 class Warned(Silent):
@@ -22,12 +25,10 @@ class Warned(Silent):
         self.warnings.append(text)
 
 
-def texts(model, tokenizer, items, batch_size=8, screen=None, **options):
+def texts(model, tokenizer, items, batch_size=8, screen=None, stop_ids=(), **options):
     config = generation.Config(**{"max_new_tokens": 6, **options})
-    results = generation.run(
-        model, tokenizer, items, config, device=CPU, batch_size=batch_size, screen=screen or Silent()
-    )
-    return list(results[0].texts)
+    engine = TransformersEngine(model, tokenizer, batch_size=batch_size, stop_ids=stop_ids)
+    return list(generation.run(engine, items, config, screen=screen or Silent())[0].texts)
 
 
 def greedy_loop(model, tokenizer, items, new_tokens, stops):
@@ -80,7 +81,7 @@ def test_stops_at_every_end_token(llama, tokenizer, rows):
     assert texts(model, tokenizer, rows, stop_ids=(token,)) == cut
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, token]
     assert texts(model, tokenizer, rows) == cut
-    assert generation.stop_tokens(model, tokenizer, [9]) == {tokenizer.eos_token_id, token, 9}
+    assert stop_tokens(model, tokenizer, [9]) == {tokenizer.eos_token_id, token, 9}
 
 
 def test_the_model_s_own_generation_defaults_are_not_used_and_stay(llama, tokenizer, rows):
@@ -90,6 +91,67 @@ def test_the_model_s_own_generation_defaults_are_not_used_and_stay(llama, tokeni
     own.do_sample, own.temperature, own.repetition_penalty, own.max_length = True, 5.0, 9.0, 11
     assert texts(model, tokenizer, rows) == wanted
     assert model.generation_config is own and own.repetition_penalty == 9.0
+
+
+def test_a_drawn_answer_does_not_depend_on_the_other_rows(llama, tokenizer, rows):
+    model = llama().eval()
+    wanted = texts(model, tokenizer, rows, 24, temperature=1.0, top_p=0.9, seed=1)
+    assert texts(model, tokenizer, rows, 1, temperature=1.0, top_p=0.9, seed=1) == wanted
+    assert texts(model, tokenizer, rows[::-1], 5, temperature=1.0, top_p=0.9, seed=1) == wanted[::-1]
+
+
+def test_drawn_tokens_follow_their_chances():
+    """20,000 draws beside the chances worked by hand: top_p leaves 0.5 and 0.3, which make up 1 then."""
+    logits = torch.log(torch.tensor([0.1, 0.5, 0.3, 0.1]))
+    settings = Prompt((1,), 1, temperature=1.0, top_p=0.7)
+    draws = [random.Random(0)]
+    found = Counter(int(choose(logits[None], settings, draws)) for _ in range(20_000))
+    assert set(found) == {1, 2} and found[1] / 20_000 == pytest.approx(0.5 / 0.8, abs=0.015)
+    warm = Prompt((1,), 1, temperature=2.0)
+    found = Counter(int(choose(logits[None], warm, draws)) for _ in range(20_000))
+    roots = [math.sqrt(chance) for chance in (0.1, 0.5, 0.3, 0.1)]
+    for token, root in enumerate(roots):
+        assert found[token] / 20_000 == pytest.approx(root / sum(roots), abs=0.015)
+
+
+def test_texts_that_end_an_answer_are_no_part_of_it(llama, tokenizer, rows):
+    model = llama().eval()
+    free = texts(model, tokenizer, rows)
+    pair = max((text[i : i + 2] for text in free for i in range(len(text) - 1)), key=lambda p: sum(p in t for t in free))
+    cut = [text.split(pair)[0] for text in free]
+    assert cut != free
+    assert texts(model, tokenizer, rows, stops=(pair,)) == cut == texts(model, tokenizer, rows, 1, stops=(pair,))
+
+
+def test_a_stop_that_is_a_special_token_is_seen(llama, tokenizer, rows):
+    model = llama().eval()
+    engine = TransformersEngine(model, tokenizer)
+    free = [answer.text for answer in engine.generate([Prompt(r.prompt_ids, 12) for r in rows], Silent(), "free")]
+    with torch.no_grad():
+        model.lm_head.weight[tokenizer.convert_tokens_to_ids("<unk>")] *= 3  # so that the model writes it
+    asked = [Prompt(row.prompt_ids, 12, stops=("<unk>",)) for row in rows]
+    found = engine.generate(asked, Silent(), "stopped")
+    open_ended = engine.generate([Prompt(row.prompt_ids, 12) for row in rows], Silent(), "open")
+    seen = [answer for answer, whole in zip(found, open_ended, strict=True) if answer.tokens < whole.tokens]
+    assert seen and all(answer.ended for answer in seen) and free
+    assert all(whole.text.startswith(answer.text) for answer, whole in zip(found, open_ended, strict=True))
+
+
+def test_rows_that_have_ended_leave_the_batch(llama, tokenizer, rows):
+    """What the model reads in a step gets less; without that it would be all rows to the last step."""
+    model = llama().eval()
+    wanted = texts(model, tokenizer, rows, max_new_tokens=30)
+    seen = []
+    hook = model.model.register_forward_pre_hook(
+        lambda _m, _a, given: seen.append(given["input_ids"].shape[0]), with_kwargs=True
+    )
+    letter = max("0123456789abcdefghij", key=lambda c: sum(c in text for text in wanted))
+    stop = tokenizer.convert_tokens_to_ids(letter)
+    assert texts(model, tokenizer, rows, 24, max_new_tokens=30, stop_ids=(stop,)) == [
+        text.split(letter)[0] for text in wanted
+    ]
+    hook.remove()
+    assert seen[0] == 24 and seen[-1] < 6 and seen == sorted(seen, reverse=True)
 
 
 def test_drawn_answers_repeat_with_the_seed(llama, tokenizer, rows):
@@ -129,7 +191,7 @@ def test_prompts_near_the_last_position(llama, tokenizer, rows, row):
     found = texts(model, tokenizer, [rows[0], long], screen=screen)
     assert found[1] == greedy_loop(model, tokenizer, [long], 3, {tokenizer.eos_token_id})[0]
     assert found[0] == texts(model, tokenizer, [rows[0]])[0]
-    assert screen.warnings == ["1 of 2 prompts leave room for fewer than 6 tokens of answer"]
+    assert screen.warnings == ["1 of 2 prompts leave room for shorter answers only"]
     with pytest.raises(DataError, match="20 positions") as caught:
         texts(model, tokenizer, [row("1" * 30, "1", "rows.jsonl:7")])
     assert caught.value.problems[0].where == "rows.jsonl:7"
@@ -144,6 +206,6 @@ def test_refusals(llama, tokenizer, rows):
 
 def test_one_result_a_metric(llama, tokenizer, rows):
     config = generation.Config(max_new_tokens=2, metrics=("exact_match", "contains"))
-    results = generation.run(llama(), tokenizer, rows, config, device=CPU, batch_size=8, screen=Silent())
+    results = generation.run(TransformersEngine(llama(), tokenizer), rows, config, screen=Silent())
     assert [result.metric for result in results] == ["exact_match", "contains"]
     assert results[0].texts == results[1].texts and results[0].seconds > 0

@@ -8,15 +8,14 @@ import torch
 
 from tunekit.core.progress import Silent
 from tunekit.evaluate.batches import batches
+from tunekit.evaluate.local import TransformersEngine
 from tunekit.evaluate.tasks import perplexity
 
-CPU = torch.device("cpu")
 
 
-def evaluate(model, items, batch_size=8, **options):
-    (result,) = perplexity.run(
-        model, None, items, perplexity.Config(**options), device=CPU, batch_size=batch_size, screen=Silent()
-    )
+def evaluate(model, items, batch_size=8, batch_tokens=4096, share=False, **options):
+    engine = TransformersEngine(model, None, batch_size=batch_size, batch_tokens=batch_tokens, share=share)
+    (result,) = perplexity.run(engine, items, perplexity.Config(**options), screen=Silent())
     return result
 
 
@@ -176,3 +175,32 @@ def test_a_training_goes_on_as_if_nothing_had_been(checkpointing, llama, rows):
         return found
 
     assert losses(evaluating=True) == losses(evaluating=False)
+
+
+def test_a_text_longer_than_the_positions_is_read_in_windows(llama, row):
+    """Every token is scored once, after at most so many tokens as the model can read; worked with a plain loop."""
+    model = llama(max_position_embeddings=16).eval()
+    item = row("1+2=", "0123456789abcdefghij0123456789abcdefghij")  # 46 tokens, 41 of them counted
+    size, stride = 16, 6
+    total = 0.0
+    for place in range(1, len(item.input_ids)):
+        if not item.trained[place]:
+            continue
+        # the first window that reaches the token: windows begin at 0, 6, 12, ... and end 16 tokens later
+        begin = next(at for at in range(0, 1000, stride) if place < at + size)
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([item.input_ids[begin:place]])).logits[0, -1].double()
+        total -= float(torch.log_softmax(logits, -1)[item.input_ids[place]])
+    result = evaluate(model, [item], stride=stride)
+    assert result.values[0] == pytest.approx(total, abs=1e-4) and result.weights == (41.0,)
+    assert evaluate(model, [item]).values[0] != pytest.approx(total, abs=1e-3)  # half the positions
+
+
+def test_units_are_of_the_same_likelihood(llama, rows, tokenizer):
+    engine = TransformersEngine(llama().eval(), tokenizer)
+    config = perplexity.Config(units=("token", "word", "byte"))
+    token, word, byte = perplexity.run(engine, rows, config, screen=Silent())
+    assert [found.metric for found in (token, word, byte)] == ["perplexity", "word_perplexity", "bits_per_byte"]
+    assert word.values == token.values and set(word.weights) == {1.0}  # an answer is one number
+    assert byte.values == pytest.approx([nats / math.log(2) for nats in token.values])
+    assert byte.weights == tuple(float(len(row.reference)) for row in rows) and byte.statistic == "mean"

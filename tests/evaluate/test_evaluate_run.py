@@ -163,7 +163,7 @@ def test_nothing_heavy_is_imported_for_validation():
     program = (
         "import sys; from tunekit.core.registry import METRICS, TASKS; import tunekit.evaluate.run\n"
         "for registry in (METRICS, TASKS):\n"
-        "    for name in registry.names: registry.load(name).Config()\n"
+        "    for name in registry.names: registry.load(name).Config\n"
         "print([m for m in ('torch', 'transformers', 'peft', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

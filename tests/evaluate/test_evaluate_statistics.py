@@ -8,14 +8,16 @@ import math
 import numpy as np
 import pytest
 
+from tunekit.evaluate.resampling import student_quantile
 from tunekit.evaluate.statistics import (
     Difference,
+    adjusted,
     bootstrap_interval,
     mcnemar_p_value,
     mean,
+    over_seeds,
     paired_difference,
     perplexity,
-    student_quantile,
     verdict,
     weighted_mean,
     wilson_interval,
@@ -179,3 +181,127 @@ def test_verdict_needs_test_and_interval():
     assert verdict(Difference(0.2, -0.1, 0.3, 0.01), higher_is_better=True) == "no detectable difference"
     assert verdict(Difference(0.2, 0.1, 0.3, 0.06), higher_is_better=True) == "no detectable difference"
     assert verdict(Difference(0.2, 0.1, 0.3, 0.06), higher_is_better=True, confidence=0.9) == "better"
+
+
+def correlation(sums):
+    """Matthews correlation of (R, 4) counts: true positives, false positives, false negatives, true negatives."""
+    tp, fp, fn, tn = sums.T
+    return (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+
+
+def answers(tp, fp, fn, tn):
+    return np.repeat(np.eye(4), [tp, fp, fn, tn], axis=0)
+
+
+def test_sums_by_hand():
+    table = answers(6, 1, 2, 3)
+    # (6 * 3 - 1 * 2) / sqrt(7 * 8 * 4 * 5) = 16 / sqrt(1120)
+    found = bootstrap_interval(answers(60, 10, 20, 30), correlation, seed=0, sums=True)
+    assert found.value == pytest.approx(16 / math.sqrt(1120))
+    assert found.low < found.value < found.high < 1
+    # a statistic that is not one of ratios sees sums, not means
+    assert bootstrap_interval(table, lambda sums: sums.sum(axis=1), seed=0, sums=True).value == 12
+    assert bootstrap_interval(table, lambda means: means.sum(axis=1), seed=0).value == 1
+
+
+def test_a_ratio_is_the_same_by_means_and_by_sums():
+    rng = np.random.default_rng(2)
+    base, tuned = rng.integers(1, 9, (40, 2)).astype(float), rng.integers(1, 9, (40, 2)).astype(float)
+    pairs_of = [bootstrap_interval(base, weighted_mean, seed=3, sums=sums) for sums in (False, True)]
+    assert [pairs_of[0].low, pairs_of[0].high] == pytest.approx([pairs_of[1].low, pairs_of[1].high])
+    both = [paired_difference(base, tuned, weighted_mean, seed=3, sums=sums) for sums in (False, True)]
+    by_means, by_sums = ([found.low, found.high, found.p_value] for found in both)
+    assert by_means == pytest.approx(by_sums)
+
+
+def test_the_exchange_of_rows_of_sums_is_the_exact_enumeration():
+    rng = np.random.default_rng(4)
+    base, tuned = rng.integers(1, 9, (7, 2)).astype(float), rng.integers(1, 9, (7, 2)).astype(float)
+
+    def ratio(rows):
+        return sum(row[0] for row in rows) / sum(row[1] for row in rows)
+
+    observed = abs(ratio(tuned) - ratio(base))
+    reached = 0
+    for flips in itertools.product((False, True), repeat=7):
+        one, other = zip(*((b, t) if flip else (t, b) for flip, b, t in zip(flips, base, tuned)))
+        reached += abs(ratio(one) - ratio(other)) >= observed - 1e-12
+    assert paired_difference(base, tuned, weighted_mean, seed=0, sums=True).p_value == reached / 2**7
+
+
+def test_hundreds_of_columns_in_parts(monkeypatch):
+    rng = np.random.default_rng(6)
+    base, tuned = rng.poisson(2, (50, 300)).astype(float), rng.poisson(2, (50, 300)).astype(float)
+
+    def overlap(sums):
+        return sums[:, :150].sum(axis=1) / sums[:, 150:].sum(axis=1)
+
+    whole = paired_difference(base, tuned, overlap, seed=1, sums=True)
+    monkeypatch.setattr("tunekit.evaluate.resampling._CELLS", 7 * 1200)
+    in_parts = paired_difference(base, tuned, overlap, seed=1, sums=True)
+    assert (in_parts.low, in_parts.high) == pytest.approx((whole.low, whole.high))
+    assert in_parts.p_value == pytest.approx(whole.p_value, abs=0.02)
+
+
+def test_a_few_resamples_without_a_number_are_left_out_and_many_are_not():
+    # 5 negatives of 100: none of them in e**-5 = 0.7 % of the resamples; 2 of 100: in 13 %
+    rare, rarer = answers(60, 2, 35, 3), answers(60, 1, 38, 1)
+    found = bootstrap_interval(rare, correlation, seed=0, sums=True)
+    assert math.isfinite(found.low) and math.isfinite(found.high)
+    found = bootstrap_interval(rarer, correlation, seed=0, sums=True)
+    assert math.isfinite(found.value) and math.isnan(found.low) and math.isnan(found.high)
+    assert verdict(paired_difference(rarer, rare, correlation, seed=0, sums=True), higher_is_better=True) is None
+
+
+def test_an_undefined_corpus_number_is_nan():
+    table = answers(5, 0, 0, 0)
+    assert math.isnan(bootstrap_interval(table, correlation, seed=0, sums=True).value)
+    found = paired_difference(table, answers(2, 1, 1, 1), correlation, seed=0, sums=True)
+    assert math.isnan(found.value) and math.isnan(found.p_value)
+
+
+def test_exchanges_without_a_number_make_no_small_p_value():
+    # base says yes to all, tuned is right: most exchanges have a number, too few to be left out quietly
+    base, tuned = answers(4, 4, 0, 0), answers(4, 0, 0, 4)
+    shifted = base.copy()
+    shifted[0] = (0, 0, 1, 0)
+    assert math.isnan(paired_difference(shifted, tuned, correlation, seed=0, sums=True).p_value)
+
+
+def test_bounds_stay_within_what_resampling_gave():
+    # one row in 40 is unlike the others: 36 % of the resamples miss it, and by themselves know of no spread
+    values = [0.0] * 39 + [1.0]
+    found = bootstrap_interval(values, seed=0)
+    assert found.low == 0.0 and 0.05 < found.high < 0.3
+    assert bootstrap_interval([0.3] * 20, seed=0) == bootstrap_interval([0.3] * 20, seed=1)
+    assert bootstrap_interval([0.3] * 20, seed=0).high == pytest.approx(0.3)
+
+
+def test_bootstrap_t_by_hand():
+    # three rows 0, 1, 5: mean 2, standard error sqrt(14 / 9); 27 resamples counted out, infinitely far ones held
+    rows = (0.0, 1.0, 5.0)
+    drawn = [np.array(choice) for choice in itertools.product(rows, repeat=3)]
+    error = math.sqrt(np.var(rows) / 3)
+    assert error == pytest.approx(math.sqrt(14 / 9))
+    with np.errstate(divide="ignore"):
+        far = sorted((d.mean() - 2) / np.sqrt(d.var() / 3) for d in drawn)
+    # at 80 %: 10 % of 27 is 2.7 from either end; the two lowest are 000 and 111, infinitely far
+    low, high = 2 - far[-3] * error, 2 - far[2] * error
+    found = bootstrap_interval(rows, confidence=0.8, resamples=200_000, seed=0)
+    assert (found.low, found.high) == pytest.approx((max(low, 0.0), min(high, 5.0)))
+
+
+def test_holm_by_hand():
+    assert adjusted([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert adjusted([0.9, 0.6]) == [1.0, 1.0]
+    assert adjusted([]) == []
+    kept = adjusted([math.nan, 0.02, 0.5])
+    assert math.isnan(kept[0]) and kept[1:] == pytest.approx([0.04, 0.5])
+
+
+def test_over_seeds_by_hand():
+    found = over_seeds([[1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    assert found.rows == pytest.approx((1, 2 / 3, 1, 1 / 3))
+    assert found.means == (0.5, 0.75, 1.0)
+    assert found.spread == 0.25
+    assert math.isnan(over_seeds([[1.0, 0.0]]).spread)

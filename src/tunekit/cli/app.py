@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import tunekit
-from tunekit.cli import adapters, cache, data, doctor, merge, push, recipe, resume, runs, train
+from tunekit.cli import adapters, cache, data, doctor, evaluate, merge, push, recipe, resume, runs, train
 from tunekit.core import startup
 
 app = typer.Typer(
@@ -43,6 +43,7 @@ train.register(app)
 resume.register(app)
 recipe.register(app)
 adapters.register(app)
+evaluate.register(app)
 app.add_typer(
     data.app, name="data", help="Look at data as the model will see it.", rich_help_panel="Look before you train"
 )

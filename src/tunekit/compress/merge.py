@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +18,7 @@ from tunekit.core.progress import Screen
 from tunekit.core.registry import QUANTIZERS
 from tunekit.model import artefact, kbit
 from tunekit.model.names import resolve_name
+from tunekit.model.quiet import hushed
 from tunekit.model.restore import Artefact, attach, find, load_base, load_tokenizer, loadable
 from tunekit.model.save import staged
 from tunekit.model.tokenizer import embedding_rows, load_config
@@ -122,24 +120,6 @@ def _proven(request: Request, found: Artefact, dtype: str, staging: Path, screen
     facts = {"base": base_facts(found), "merged": found.kind, "rows": rows}
     artefact.write_manifest(staging, facts, tokenizer)
     return proof
-
-
-@contextmanager
-def hushed() -> Iterator[None]:
-    """Keeps the libraries' bars and warnings off the screen while the block runs."""
-    from transformers.utils import logging as transformers_logging
-
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def mergeable(found: Artefact) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunekit.core.types import IGNORED, Encoded, Example, RowError
+from tunekit.core.types import IGNORED, Encoded, Example, Message, RowError
 from tunekit.data.encode import RowEncoder
 from tunekit.data.gate import NO_END
 from tunekit.data.render import Rendered, Renderer
@@ -116,6 +116,18 @@ class Fitter:
             "prompt": "",
             "reference": "",
         }
+
+
+def turn_end(fitter: Fitter) -> int | None:
+    """The id of the token that ends an assistant turn in the chat template; None without a template."""
+    if fitter.renderer.tokenizer.chat_template is None:
+        return None
+    probe = Example((Message("user", "a"), Message("assistant", "b")))
+    result = fitter.encode([probe])[0]
+    if isinstance(result, str) or not result.examples or not result.examples[0]["turn_ends"]:
+        return None
+    row = result.examples[0]
+    return int(row["input_ids"][row["turn_ends"][-1]])
 
 
 def labels_of(ids: list[int], trained: Sequence[bool]) -> list[int]:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def logits_at(model: Any, ids: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+def logits_at(model: Any, ids: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, **options: Any) -> torch.Tensor:
     """Logits at the positions (``rows``, ``columns``) of right-padded ``ids``.
 
     The model's own forward runs, so whatever it does to its logits (scaling, soft-capping) is done. A hook before the
@@ -24,7 +24,8 @@ def logits_at(model: Any, ids: torch.Tensor, rows: torch.Tensor, columns: torch.
         model: a causal language model of transformers, or a PEFT model around one.
         ids: (B, T) token ids.
         rows: (L,) row of each position wanted.
-        columns: (L,) column of each position wanted; never a whole row, so L < B * T.
+        columns: (L,) column of each position wanted.
+        options: further arguments of the model's forward; by default neither cache nor mask.
 
     Returns:
         (L, V) logits in the model's dtype.
@@ -44,7 +45,7 @@ def logits_at(model: Any, ids: torch.Tensor, rows: torch.Tensor, columns: torch.
     head = plain_model(model).get_output_embeddings()
     hook = head.register_forward_pre_hook(choose) if head is not None else None
     try:
-        logits: torch.Tensor = model(input_ids=ids, **_options(model, ids)).logits
+        logits: torch.Tensor = model(input_ids=ids, **(options or _options(model, ids))).logits
     finally:
         if hook is not None:
             hook.remove()

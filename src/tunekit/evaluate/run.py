@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from math import isfinite, nan
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from tunekit.core.errors import DataError, Problem, raise_all
 from tunekit.core.progress import Screen
-from tunekit.core.registry import METRICS, TASKS
+from tunekit.core.registry import TASKS
 from tunekit.evaluate.contract import Item, Spec, TaskResult
 
 if TYPE_CHECKING:
     from tunekit.evaluate.statistics import Array, Interval, Statistic
 
+AnyItem = TypeVar("AnyItem")
 ROWS_SEED = 0  # draws the rows of eval.limit: the same rows for every model of every run
 
 
@@ -24,22 +26,12 @@ def check(items: Sequence[Item], spec: Spec) -> None:
         UserError: a metric is unknown.
         DataError: rows without a prompt, or with a reference that a metric cannot score against.
     """
-    if not spec.generate:
-        return
-    metrics = [METRICS.load(name) for name in spec.metrics]
-    problems: list[Problem] = []
-    for item in rows_of(items, spec.limit):
-        if not item.prompt_ids:
-            problems.append(Problem("the prompt is empty: nothing to generate from", item.where))
-        for metric in metrics:
-            try:
-                metric.score([""], [item.reference], metric.Config())
-            except DataError as error:
-                problems += [Problem(found.what, item.where, found.fix) for found in error.problems]
-    raise_all(DataError, problems)
+    if spec.generate:
+        task = TASKS.load("generation")
+        task.check(rows_of(items, spec.limit), task.Config(metrics=tuple(spec.metrics)))
 
 
-def rows_of(items: Sequence[Item], limit: int | None) -> list[Item]:
+def rows_of(items: Sequence[AnyItem], limit: int | None) -> list[AnyItem]:
     """At most ``limit`` rows, drawn at random with a fixed seed, in their own order."""
     if limit is None or limit >= len(items):
         return list(items)
@@ -63,27 +55,19 @@ def evaluate_model(
     Raises:
         UserError, DataError: as ``check`` does, before anything is computed.
     """
+    from tunekit.evaluate.local import TransformersEngine
+
     check(items, spec)
     rows = rows_of(items, spec.limit)
+    # what rows have in common is not shared: in the middle of a training the model's attention may have no cache
+    engine = TransformersEngine(model, tokenizer, batch_size=spec.batch_size, stop_ids=tuple(stop_ids), share=False)
     options: dict[str, dict[str, Any]] = {"perplexity": {}}
     if spec.generate:
-        options["generation"] = {
-            "max_new_tokens": spec.max_new_tokens,
-            "metrics": tuple(spec.metrics),
-            "stop_ids": tuple(stop_ids),
-        }
+        options["generation"] = {"max_new_tokens": spec.max_new_tokens, "metrics": tuple(spec.metrics)}
     results: list[TaskResult] = []
     for name, chosen in options.items():
         task = TASKS.load(name)
-        results += task.run(
-            model,
-            tokenizer,
-            rows,
-            task.Config(**chosen),
-            device=model.device,
-            batch_size=spec.batch_size,
-            screen=screen,
-        )
+        results += task.run(engine, rows, task.Config(**chosen), screen=screen)
     return results
 
 
@@ -112,18 +96,21 @@ def compare(
     pairs = [(before.get((result.name, result.metric)), result) for result in answers_first]
     seconds = [{result.name: result.seconds for result in results} for results in (base or (), tuned)]
     return {
-        "tasks": [_task(old, new, confidence, seed) for old, new in pairs],
+        "tasks": [entry(old, new, confidence, seed) for old, new in pairs],
         "samples": next((_samples(old, new, samples, seed) for old, new in pairs if new.texts), []),
         "seconds": sum(sum(of_task.values()) for of_task in seconds),
     }
 
 
-def _task(base: TaskResult | None, tuned: TaskResult, confidence: float, seed: int) -> dict[str, Any]:
-    """One task under one metric."""
+def entry(base: TaskResult | None, tuned: TaskResult, confidence: float, seed: int) -> dict[str, Any]:
+    """One task under one metric as plain values, without a comparison where base and tuned cannot be compared by row.
+
+    They cannot where they were measured in other units, such as the tokens of two tokenizers.
+    """
     from tunekit.evaluate.statistics import paired_difference, verdict
 
-    table, statistic = _table(tuned)
-    entry: dict[str, Any] = {
+    table, statistic, sums = _table(tuned)
+    found: dict[str, Any] = {
         "name": tuned.name,
         "metric": tuned.metric,
         "higher_is_better": tuned.higher_is_better,
@@ -135,29 +122,48 @@ def _task(base: TaskResult | None, tuned: TaskResult, confidence: float, seed: i
         "confidence": confidence,
     }
     if base is None:
-        return entry
-    assert base.weights == tuned.weights, f"{tuned.name}: base and tuned were not evaluated on the same rows"
-    found = paired_difference(_table(base)[0], table, statistic, confidence, seed=seed)
-    return entry | {
-        "base": _plain(_interval(base, confidence, seed)),
-        "difference": _plain(found) | {"p_value": found.p_value},
-        "verdict": verdict(found, higher_is_better=tuned.higher_is_better, confidence=confidence),
+        return found
+    assert len(base.items) == len(tuned.items), f"{tuned.name}: base and tuned were not evaluated on the same rows"
+    found["base"] = _plain(_interval(base, confidence, seed))
+    if base.weights != tuned.weights and not callable(tuned.statistic):
+        both = [row for row, pair in enumerate(zip(base.weights, tuned.weights, strict=True)) if all(pair)]
+        base, tuned = part(base, both), part(tuned, both)  # rows that count for both, such as those that were judged
+        table = _table(tuned)[0]
+    other = _table(base)[0]
+    if base.weights != tuned.weights or other.shape != table.shape:
+        return found
+    difference = paired_difference(other, table, statistic, confidence, seed=seed, sums=sums)
+    return found | {
+        # where the rows do not tell how sure the number is, their exchange does not tell either
+        "difference": _plain(difference) | {"p_value": difference.p_value if isfinite(difference.low) else nan},
+        "verdict": verdict(difference, higher_is_better=tuned.higher_is_better, confidence=confidence),
     }
 
 
-def _table(result: TaskResult) -> tuple[Array, Statistic]:
-    """The rows that count, (N,) or (N, 2), and the statistic over them."""
+def part(result: TaskResult, rows: Sequence[int]) -> TaskResult:
+    """The result over some of its rows."""
+    fields = ("values", "weights", "items", "texts", "totals")
+    taken: dict[str, Any] = {
+        name: tuple(getattr(result, name)[row] for row in rows) for name in fields if getattr(result, name)
+    }
+    return replace(result, **taken)
+
+
+def _table(result: TaskResult) -> tuple[Array, Statistic, bool]:
+    """The rows that count, (N,) or (N, C), the statistic over them, and whether it is one of sums."""
     import numpy as np
 
     from tunekit.evaluate import statistics
 
+    if callable(result.statistic):
+        return np.array(result.totals, dtype=np.float64), result.statistic, True
     table = np.array([(value, weight) for value, weight in zip(result.values, result.weights, strict=True) if weight])
     table = table.reshape(-1, 2)
     if result.statistic == "perplexity":
-        return table, statistics.perplexity
+        return table, statistics.perplexity, False
     if (table[:, 1] == 1).all():
-        return table[:, 0], statistics.mean
-    return table, statistics.weighted_mean
+        return table[:, 0], statistics.mean, False
+    return table, statistics.weighted_mean, False
 
 
 def _interval(result: TaskResult, confidence: float, seed: int) -> Interval:
@@ -166,10 +172,10 @@ def _interval(result: TaskResult, confidence: float, seed: int) -> Interval:
 
     from tunekit.evaluate.statistics import bootstrap_interval, wilson_interval
 
-    table, statistic = _table(result)
+    table, statistic, sums = _table(result)
     if table.ndim == 1 and np.isin(table, (0.0, 1.0)).all():
         return wilson_interval(int(table.sum()), len(table), confidence)
-    return bootstrap_interval(table, statistic, confidence, seed=seed)
+    return bootstrap_interval(table, statistic, confidence, seed=seed, sums=sums)
 
 
 def _plain(found: Any) -> dict[str, float]:

@@ -1,13 +1,13 @@
 """Intervals and paired tests for evaluation results: how sure a number is, and whether tuning changed it.
 
-Shapes: ``N`` rows, ``C`` columns of totals a row, ``R`` resamples. A statistic is a function of the columns' means, so
-that a mean and a ratio of sums are resampled in one way, by row.
+Shapes: ``N`` rows, ``C`` columns of totals a row, ``R`` resamples, ``S`` seeds. A statistic is a function of the
+columns' means, or of their sums, so that a mean, a ratio and a corpus metric are resampled in one way, by row.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -15,14 +15,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tunekit.evaluate.resampling import bounds, quietly, sign_flip
+
 Array = NDArray[np.float64]
 Statistic = Callable[[Array], Array]
 Verdict = Literal["better", "worse", "no detectable difference"]
 
 RESAMPLES = 2000
-SIGN_FLIPS = 9999
-EXACT_ROWS = 12  # up to here all 2**N sign flips are counted
-_CELLS = 1 << 22  # numbers held at one time while resampling
+_STUDENTISED = 2  # columns a model, up to which a statistic is taken for a smooth ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +83,19 @@ def bootstrap_interval(
     resamples: int = RESAMPLES,
     *,
     seed: int,
+    sums: bool = False,
 ) -> Interval:
-    """Expanded percentile bootstrap over rows.
+    """Bootstrap over rows: bootstrap-t for up to 2 columns (a mean, a ratio), expanded percentiles for more.
 
-    The plain percentile interval is too narrow for few rows, by sqrt((n - 1) / n) and by the normal's quantile in the
-    place of Student's; the expanded one takes wider percentiles to make up for both.
+    Bootstrap-t follows the skew of scores. A corpus metric (BLEU, MCC) has a bounded scale and no derivatives at its
+    ends, so its percentiles are taken, which stay on that scale; wider ones than usual, to make up for few rows. No
+    bound lies beyond what the resamples gave.
 
-    B. Efron, Bootstrap methods: another look at the jackknife, Ann. Statist. 7 (1979) 1-26;
+    95 % intervals hold the truth, by simulation, in 94 to 97 % of cases for 200 and 1,000 rows, and for 50 rows of
+    sparse scores, word error rates, perplexities, MCC and BLEU; in 93 % for 50 lognormal scores. The limit: where a few
+    rows carry the sum, they may not be among those seen (one row in 20 a thousand times the others, 50 rows: 80 %).
+
+    B. Efron, Nonparametric standard errors and confidence intervals, Can. J. Statist. 9 (1981) 139-158;
     T. C. Hesterberg, What teachers should know about the bootstrap, Amer. Statist. 69 (2015) 371-386.
 
     Args:
@@ -98,41 +104,14 @@ def bootstrap_interval(
         confidence: of the interval.
         resamples: R.
         seed: of the resampling.
+        sums: the statistic is one of column sums.
 
     Returns:
-        nan throughout when a value is not finite or there is none; nan bounds for a single row.
+        nan throughout when a value is not finite or there is none; nan bounds for a single row, and when the statistic
+        is undefined in more than 1 % of the resamples (the others are left out).
     """
     table = _table(values)
-    n = len(table)
-    if n == 0 or not np.isfinite(table).all():
-        return Interval(math.nan, math.nan, math.nan)
-    value = float(statistic(table.mean(axis=0, keepdims=True))[0])
-    if n == 1 or not math.isfinite(value):
-        return Interval(value, math.nan, math.nan)
-    rng = np.random.default_rng(seed)
-    drawn = [statistic(table[rng.integers(n, size=(size, n))].mean(axis=1)) for size in _parts(resamples, table.size)]
-    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * student_quantile((1 + confidence) / 2, n - 1))
-    low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail])
-    return Interval(value, float(low), float(high))
-
-
-def student_quantile(probability: float, freedom: int) -> float:
-    """Quantile of Student's t, exact for 1 and 2 degrees of freedom, within 0.2 % of it from 3 on at usual levels.
-
-    Cornish-Fisher expansion: Abramowitz and Stegun, Handbook of mathematical functions (1964), 26.7.5.
-    """
-    if freedom == 1:
-        return math.tan(math.pi * (probability - 0.5))
-    if freedom == 2:
-        return (2 * probability - 1) * math.sqrt(2 / (4 * probability * (1 - probability)))
-    z, k = NormalDist().inv_cdf(probability), freedom
-    return (
-        z
-        + (z**3 + z) / (4 * k)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * k**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * k**3)
-        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * k**4)
-    )
+    return _interval(table, _of_sums(statistic, len(table), sums), confidence, resamples, seed, table.shape[1])
 
 
 def paired_difference(
@@ -143,6 +122,7 @@ def paired_difference(
     resamples: int = RESAMPLES,
     *,
     seed: int,
+    sums: bool = False,
 ) -> Difference:
     """Statistic of ``tuned`` minus statistic of ``base``, both over the same rows in the same order.
 
@@ -156,9 +136,11 @@ def paired_difference(
         confidence: of the interval.
         resamples: R, for the bootstrap.
         seed: of the resampling.
+        sums: the statistic is one of column sums.
 
     Returns:
-        nan throughout when a value is not finite or there is no row.
+        nan throughout when a value is not finite or there is no row; nan for what the statistic, undefined in more
+        than 1 % of the resamples or exchanges, does not tell.
     """
     before, after = _table(base), _table(tuned)
     assert before.shape == after.shape, (before.shape, after.shape)
@@ -166,15 +148,34 @@ def paired_difference(
     columns = before.shape[1]
     if len(both) == 0 or not np.isfinite(both).all():
         return Difference(math.nan, math.nan, math.nan, math.nan)
-    if statistic is mean and np.isin(both, (0.0, 1.0)).all():
+    if statistic is mean and not sums and columns == 1 and np.isin(both, (0.0, 1.0)).all():
         return _paired_proportions(before[:, 0] == 1, after[:, 0] == 1, confidence)
+    single = _of_sums(statistic, len(both), sums)
 
-    def difference(means: Array) -> Array:
-        with np.errstate(invalid="ignore"):  # infinity less infinity is nan, as it should be
-            return np.asarray(statistic(means[:, columns:]) - statistic(means[:, :columns]))
+    def difference(totals: Array) -> Array:
+        return np.asarray(single(totals[:, columns:]) - single(totals[:, :columns]))
 
-    found = bootstrap_interval(both, difference, confidence, resamples, seed=seed)
-    return Difference(found.value, found.low, found.high, _sign_flip(before, after, difference, seed))
+    found = _interval(both, difference, confidence, resamples, seed, columns)
+    return Difference(found.value, found.low, found.high, sign_flip(before, after, difference, seed=seed))
+
+
+def _interval(
+    table: Array, statistic: Statistic, confidence: float, resamples: int, seed: int, columns: int
+) -> Interval:
+    """Bootstrap of a statistic of the sums of ``table``; ``columns``: of one model."""
+    n = len(table)
+    if n == 0 or not np.isfinite(table).all():
+        return Interval(math.nan, math.nan, math.nan)
+    value = float(quietly(statistic, table.sum(axis=0, keepdims=True))[0])
+    if n == 1 or not math.isfinite(value):
+        return Interval(value, math.nan, math.nan)
+    few = columns <= _STUDENTISED
+    return Interval(value, *bounds(table, statistic, confidence, resamples, seed=seed, studentised=few))
+
+
+def _of_sums(statistic: Statistic, n: int, sums: bool) -> Statistic:
+    """A statistic of means as one of sums: sums of counts are exact, and stay so for those who want sums."""
+    return statistic if sums else lambda totals: statistic(totals / n)
 
 
 def verdict(difference: Difference, *, higher_is_better: bool, confidence: float = 0.95) -> Verdict | None:
@@ -189,6 +190,45 @@ def verdict(difference: Difference, *, higher_is_better: bool, confidence: float
     if difference.p_value > 1 - confidence or difference.low <= 0 <= difference.high:
         return "no detectable difference"
     return "better" if (difference.value > 0) == higher_is_better else "worse"
+
+
+def adjusted(p_values: Sequence[float]) -> list[float]:
+    """p-values that account for one another: below 0.05 for none of the true null hypotheses, in 95 % of all cases.
+
+    A nan stays, and does not count as a test. S. Holm, A simple sequentially rejective multiple test procedure,
+    Scand. J. Statist. 6 (1979) 65-70.
+    """
+    known = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
+    found = [math.nan] * len(p_values)
+    least = 0.0
+    for done, (p, place) in enumerate(known):
+        least = max(least, min(1.0, (len(known) - done) * p))
+        found[place] = least
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class OverSeeds:
+    """Several runs that differ in their seed alone.
+
+    Args:
+        rows: (N,) each row's mean over the seeds, to be compared by row.
+        means: (S,) each seed's mean over the rows.
+        spread: standard deviation of ``means`` (S - 1 below), in their unit; nan for a single seed.
+    """
+
+    rows: tuple[float, ...]
+    means: tuple[float, ...]
+    spread: float
+
+
+def over_seeds(values: Sequence[Sequence[float]] | Array) -> OverSeeds:
+    """Scores of S seeds over the same N rows: (S, N)."""
+    table = np.asarray(values, dtype=np.float64)
+    assert table.ndim == 2 and table.size, table.shape
+    means = table.mean(axis=1)
+    spread = float(means.std(ddof=1)) if len(means) > 1 else math.nan
+    return OverSeeds(tuple(table.mean(axis=0).tolist()), tuple(means.tolist()), spread)
 
 
 def mcnemar_p_value(gained: int, lost: int) -> float:
@@ -229,40 +269,7 @@ def _paired_proportions(before: NDArray[np.bool_], after: NDArray[np.bool_], con
     return Difference(value, low, high, mcnemar_p_value(gained, lost))
 
 
-def _sign_flip(before: Array, after: Array, difference: Statistic, seed: int) -> float:
-    """Two-sided p-value from exchanging base and tuned within rows: all exchanges for few rows, else a sample of them.
-
-    R. A. Fisher, The design of experiments (1935), section 21; the sample counts the data as one of its draws, after
-    B. Phipson and G. K. Smyth, Permutation p-values should never be zero, Stat. Appl. Genet. Mol. Biol. 9 (2010) 39.
-    """
-    n = len(before)
-    change = after - before  # (N, C)
-
-    def reached(flips: Array) -> int:
-        moved = flips @ change / n  # (R, C): what goes from tuned to base
-        means = np.concatenate([before.mean(axis=0) + moved, after.mean(axis=0) - moved], axis=1)
-        return int((np.abs(difference(means)) >= least).sum())
-
-    observed = abs(float(difference(np.concatenate([before, after], axis=1).mean(axis=0, keepdims=True))[0]))
-    if not math.isfinite(observed):
-        return math.nan
-    least = observed * (1 - 1e-9)  # an exchange that gives the same difference may differ by rounding
-    if n <= EXACT_ROWS:
-        every = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
-        return reached(every.astype(np.float64)) / len(every)
-    rng = np.random.default_rng(seed)
-    count = sum(reached(rng.integers(0, 2, (size, n)).astype(np.float64)) for size in _parts(SIGN_FLIPS, n))
-    return (count + 1) / (SIGN_FLIPS + 1)
-
-
 def _table(values: Sequence[float] | Array) -> Array:
     """(N,) or (N, C) -> (N, C)."""
     table = np.asarray(values, dtype=np.float64)
     return table if table.ndim == 2 else table.reshape(-1, 1)
-
-
-def _parts(total: int, cells: int) -> Iterator[int]:
-    """``total`` resamples of ``cells`` numbers each, in parts that fit memory."""
-    part = max(1, _CELLS // cells)
-    for start in range(0, total, part):
-        yield min(part, total - start)

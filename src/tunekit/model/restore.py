@@ -150,7 +150,7 @@ def load_tokenizer(found: Artefact) -> PreTrainedTokenizerBase:
 
 
 def load_base(found: Artefact, *, dtype: str = "auto", quantized: bool = False) -> PreTrainedModel:
-    """The base of an adapter, with as many embedding rows as the adapter was trained with.
+    """The base of an adapter, with as many embedding rows as the adapter was trained with; or a whole model by name.
 
     Raises:
         UserError: it is not the base of the training.
@@ -169,7 +169,7 @@ def load_base(found: Artefact, *, dtype: str = "auto", quantized: bool = False) 
         options = _quantization(found, dtype) if quantized else {}
         with hub_errors(name):
             model = _load(name.location, found.base.revision, dtype, **options)
-    rows = (found.manifest or {}).get("rows") or _saved_rows(found.folder, model)
+    rows = (found.manifest or {}).get("rows") or (_saved_rows(found.folder, model) if found.adapter else None)
     if rows is not None and rows != embedding_rows(model.config):
         _resize(model, rows)
     if kbit.is_quantized(model):

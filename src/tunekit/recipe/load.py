@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import reduce
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -20,6 +20,7 @@ from tunekit.recipe.extra import extra_problems
 from tunekit.recipe.kinds import Kinds, recipe_type, unknown_kinds
 from tunekit.recipe.schema import Recipe
 
+T = TypeVar("T", bound=BaseModel)
 _BOUNDS = {
     "greater_than": ("gt", ">"),
     "greater_than_equal": ("ge", ">="),
@@ -50,17 +51,33 @@ def check(document: documents.Document, method: str | None = None) -> Recipe:
     problems = _foreign_blocks(document, value, chosen)
     problems += unknown_kinds(document, value)
     problems += extra_problems(document)
-    recipe: Recipe | None = None
-    wanted = recipe_type(chosen, Kinds.of(value))
-    try:
-        recipe = wanted.model_validate_json(json.dumps(value, ensure_ascii=True))
-    except ValidationError as error:
-        problems += _problems(error, document, wanted, value)
-    if recipe is not None:
-        problems += recipe_problems(recipe, document)
-    raise_all(UserError, sorted(problems, key=_line))
+    recipe, faults = typed(document, recipe_type(chosen, Kinds.of(value)), value)
+    problems += faults if recipe is None else recipe_problems(recipe, document)
+    refuse(problems)
     assert recipe is not None
     return _with_learning_rate(recipe)
+
+
+def typed(
+    document: documents.Document, wanted: type[T], value: dict[str, Any], context: dict[str, Any] | None = None
+) -> tuple[T | None, list[Problem]]:
+    """The document's value as one of the type ``wanted``, or all that is wrong with it, each with its place.
+
+    Args:
+        document: where the value stands.
+        wanted: the type.
+        value: the document's, or what was made of it.
+        context: for validators that ask for it.
+    """
+    try:
+        return wanted.model_validate_json(json.dumps(value, ensure_ascii=True), context=context), []
+    except ValidationError as error:
+        return None, _problems(error, document, wanted, value)
+
+
+def refuse(problems: Iterable[Problem]) -> None:
+    """Raises a UserError with all of them, in the order of the file, if there is one."""
+    raise_all(UserError, sorted(problems, key=_line))
 
 
 def _with_learning_rate(recipe: Recipe) -> Recipe:

@@ -12,6 +12,7 @@ from tunekit.runs.wording import amount, compact, count, number
 
 Point = tuple[float, float]
 _WIDTH, _HEIGHT = 1000.0, 400.0  # SVG units of the plot, whatever its size on the page
+_BAND = 40.0  # SVG units, and pixels, of a row of intervals
 _MOST_POINTS = 1500  # of a line; longer ones are thinned to the extremes of equal stretches
 
 
@@ -149,6 +150,72 @@ def intervals(rows: Sequence[tuple[str, float, float, float]], show: Callable[[f
     return tag("div", lines, cls="intervals", role="img", aria_label="intervals of base and tuned model")
 
 
+def interval_chart(
+    title: str,
+    groups: Sequence[tuple[str, Sequence[tuple[str, float, float, float]]]],
+    show: Callable[[float], str],
+    *,
+    shares: bool = False,
+) -> Html:
+    """A figure of values with their intervals on one axis; a group is (label, rows), its rows are those of `intervals`.
+
+    A bound that is not finite leaves its value without a whisker, a value that is not finite is left out. The axis of
+    ``shares`` is labelled in per cent.
+    """
+    known = [numbers for _, rows in groups for _, *numbers in rows if math.isfinite(numbers[0])]
+    finite = [n for numbers in known for n in numbers if math.isfinite(n)]
+    if not finite:
+        return tag("figure", tag("figcaption", title), tag("p", "no finite values", cls="muted"), cls="chart")
+    marks = ticks(min(finite), max(finite), 6)
+    span, height = (marks[0], marks[-1]), _BAND * len(groups)
+    words = [f"{mark} %" for mark in tick_words([100 * mark for mark in marks])] if shares else tick_words(marks)
+    drawn: list[Html] = []
+    for at, (label, rows) in enumerate(groups):
+        for place, (look, value, low, high) in enumerate(rows):
+            y = round(_BAND * (at + (place + 1) / (len(rows) + 1)), 2)
+            drawn += _whisker(f"{label}, {look}", look, y, (value, low, high), span, show)
+    svg = tag(
+        "svg",
+        [_rule(_at(mark, span, _WIDTH), 0, None, height) for mark in marks],
+        drawn,
+        viewBox=f"0 0 {_WIDTH:g} {height:g}",
+        preserveAspectRatio="none",
+        role="img",
+        aria_label=f"{title}: intervals by task and model",
+    )
+    looks = dict.fromkeys(look for _, rows in groups for look, *_ in rows)
+    legend = tag("span", [tag("span", tag("i", cls=f"key line-{look}"), look) for look in looks], cls="legend")
+    frame = tag(
+        "div",
+        tag("div", [tag("span", label, title=label) for label, _ in groups], cls="bands"),
+        tag("div", svg, cls="plot"),
+        _axis("x-axis", "left", marks, span, words),
+        cls="frame",
+        style=f"height:{height + 28:g}px",
+    )
+    return tag("figure", tag("figcaption", tag("span", title, cls="chart-title"), legend), frame, cls="chart bars")
+
+
+def _whisker(
+    label: str,
+    look: str,
+    y: float,
+    numbers: tuple[float, float, float],
+    span: tuple[float, float],
+    show: Callable[[float], str],
+) -> list[Html]:
+    """A dot and the line of its interval at the height ``y``; nothing for a value that is not finite."""
+    value, low, high = numbers
+    if not math.isfinite(value):
+        return []
+    known = math.isfinite(low) and math.isfinite(high)
+    words = f"{label}: {show(value)}" + (f", interval {show(low)} to {show(high)}" if known else "")
+    left, right = (_at(n, span, _WIDTH) for n in ((low, high) if known else (value, value)))
+    line = tag("path", d=f"M{left:g} {y:g}H{right:g}", cls=f"whisker line-{look}")
+    dot = tag("path", tag("title", words), d=f"M{_at(value, span, _WIDTH):g} {y:g}h0", cls=f"dot line-{look}")
+    return [line, dot] if known else [dot]
+
+
 def stacked_bar(parts: Sequence[tuple[str, str, float]], shown: Callable[[float], str] = count) -> Html:
     """One bar of shares with its legend; a part is (look, name, size). Empty parts are left out."""
     total = sum(size for _, _, size in parts) or 1.0
@@ -183,10 +250,12 @@ def _rule(x: float, y: float, across: float | None, down: float | None = None, c
     return tag("path", d=f"M{x:g} {y:g}" + (f"h{across:g}" if across is not None else f"v{down:g}"), cls=cls)
 
 
-def _axis(cls: str, side: str, marks: Sequence[float], span: tuple[float, float]) -> Html:
+def _axis(
+    cls: str, side: str, marks: Sequence[float], span: tuple[float, float], shown: Sequence[str] | None = None
+) -> Html:
     """The labels of one axis, placed in per cent of it; those at the ends do not stick out."""
     labels = []
-    for mark, words in zip(marks, tick_words(marks) if marks else []):
+    for mark, words in zip(marks, shown or (tick_words(marks) if marks else [])):
         share = _share(mark, span)
         edge = " first" if share < 0.04 else " last" if share > 0.96 else ""
         labels.append(tag("span", words, cls=f"tick{edge}", style=f"{side}:{100 * share:.2f}%"))

@@ -101,7 +101,9 @@ def list_runs(root: Path) -> list[RunFolder]:
     found: list[RunFolder] = []
     for folder, below, files in os.walk(root):
         depth = len(Path(folder).relative_to(root).parts)
-        if "record.json" in files:
+        if "results.parquet" in files and "plan.json" not in files:  # an evaluation
+            below.clear()
+        elif "record.json" in files:
             found.append(RunFolder(Path(folder)))
             below.clear()
         elif depth >= _DEEPEST:

@@ -51,10 +51,10 @@ def tag(element: str, /, *children: Child, **attributes: str | float | bool | No
     return Html(f"<{element}{written}>{_children(children)}</{element}>")
 
 
-def data_island(value: Any) -> Html:
+def data_island(value: Any, **attributes: str) -> Html:
     """A plain value as JSON in a script element that is never run; nothing in it can end the element."""
     text = json.dumps(json_ready(value), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    return Html(f'<script type="application/json">{text}</script>')
+    return tag("script", Html(text), type="application/json", **attributes)
 
 
 def document(title: str, style: str, script: str, *body: Child) -> str:

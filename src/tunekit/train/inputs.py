@@ -13,10 +13,9 @@ from tunekit.core.errors import TunekitError, raise_all
 from tunekit.core.files import sha256_json
 from tunekit.core.progress import Screen
 from tunekit.core.registry import METHODS
-from tunekit.core.types import Example
 from tunekit.data import cache
 from tunekit.data.examples import ExampleReader
-from tunekit.data.fit import Fitter, TokenFacts
+from tunekit.data.fit import Fitter, TokenFacts, turn_end
 from tunekit.data.ledger import Ledger
 from tunekit.data.prepare import Prepared, data_key, prepare
 from tunekit.data.readers import builtin
@@ -136,16 +135,7 @@ class Inputs:
     @cached_property
     def turn_end(self) -> int | None:
         """The id of the token that ends an assistant turn in the chat template; None without a template."""
-        from tunekit.core.types import Message
-
-        if self.tokenizer.chat_template is None:
-            return None
-        probe = Example((Message("user", "a"), Message("assistant", "b")))
-        result = self.fitter.encode([probe])[0]
-        if isinstance(result, str) or not result.examples or not result.examples[0]["turn_ends"]:
-            return None
-        row = result.examples[0]
-        return int(row["input_ids"][row["turn_ends"][-1]])
+        return turn_end(self.fitter)
 
 
 def eval_items(prepared: Prepared) -> list[EvalItem]:

@@ -9,7 +9,8 @@ from fractions import Fraction
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tunekit.core.errors import DataError
+from tunekit.core.errors import DataError, Problem, raise_all
+from tunekit.evaluate.text import best
 
 HIGHER_IS_BETTER = True
 
@@ -56,21 +57,33 @@ def last_number(text: str) -> Fraction | None:
     return (-value if match["sign"] == "-" else value) / under
 
 
-def score(predictions: Sequence[str], references: Sequence[str], config: Config) -> list[float]:
-    """1.0 for each prediction whose number equals its reference's, exactly or within the tolerance, else 0.0.
+def check(references: Sequence[Sequence[str]], config: Config) -> None:
+    """Finds references without a number.
 
     Raises:
         DataError: a reference has no number.
     """
-    found = []
-    for row, (prediction, reference) in enumerate(zip(predictions, references, strict=True), start=1):
-        wanted, given = last_number(reference), last_number(prediction)
-        if wanted is None:
-            raise DataError(
-                f"metric 'numeric_answer' finds no number in the reference {reference[:60]!r}",
-                where=f"evaluation row {row}",
-                fix="choose another metric, or leave the row out",
-            )
-        near = given is not None and abs(given - wanted) <= Fraction(config.relative_tolerance) * abs(wanted)
-        found.append(float(near))
-    return found
+    fix = "choose another metric, or leave the row out"
+    problems = [
+        Problem(f"metric 'numeric_answer' finds no number in the reference {text[:60]!r}", f"evaluation row {row}", fix)
+        for row, right in enumerate(references, start=1)
+        for text in right
+        if last_number(text) is None
+    ]
+    raise_all(DataError, problems)
+
+
+def score(predictions: Sequence[str], references: Sequence[Sequence[str]], config: Config) -> list[float]:
+    """1.0 for each prediction whose number equals one of its references', exactly or within the tolerance, else 0.0.
+
+    Raises:
+        DataError: a reference has no number.
+    """
+    check(references, config)
+    tolerance = Fraction(config.relative_tolerance)
+
+    def near(prediction: str, reference: str) -> float:
+        given, wanted = last_number(prediction), last_number(reference)
+        return float(given is not None and wanted is not None and abs(given - wanted) <= tolerance * abs(wanted))
+
+    return best(near, predictions, references)

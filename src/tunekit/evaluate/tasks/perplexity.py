@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from itertools import groupby
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tunekit.core.progress import Screen
-from tunekit.evaluate.batches import batches
-from tunekit.evaluate.contract import Item, TaskResult
+from tunekit.evaluate.contract import Engine, Item, Likelihood, StatisticName, TaskResult
 
-if TYPE_CHECKING:
-    import torch
-
-LOGIT_ROWS = 512  # positions whose logits are in float32 at one time: 0.3 GB for a vocabulary of 150,000
+READS = "examples"
 
 
 class Config(BaseModel):
@@ -23,75 +21,87 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    batch_tokens: int = Field(default=4096, ge=1, description="tokens of a batch, padding included")
+    units: tuple[Literal["token", "word", "byte"], ...] = Field(
+        default=("token",),
+        min_length=1,
+        description="perplexity per token or per word (parted by white space), or bits per byte, of the same texts",
+    )
+    stride: int | None = Field(
+        default=None,
+        ge=1,
+        description="a text longer than the model's positions is read in windows that begin so many tokens apart; "
+        "default: half the positions",
+    )
 
 
-def run(
-    model: Any,
-    tokenizer: Any,
-    items: Sequence[Item],
-    config: Config,
-    *,
-    device: torch.device,
-    batch_size: int,
-    screen: Screen,
-) -> list[TaskResult]:
-    """Negative log-likelihood of every row's trained tokens.
+def run(engine: Engine, items: Sequence[Item], config: Config, *, screen: Screen) -> list[TaskResult]:
+    """Negative log-likelihood of every row's trained tokens; one result a unit.
 
     The first token of a row has no context and is not counted. Perplexity is exp(sum of the rows' likelihoods / sum
-    of their counted tokens). A likelihood that is nan stays nan.
+    of their counted units). A likelihood that is nan stays nan. Words and bytes are those of the counted tokens' text.
     """
-    from tunekit.evaluate.mode import evaluating
-
     started = time.perf_counter()
-    counts = [sum(map(bool, item.trained[1:])) for item in items]
-    counted = [index for index, count in enumerate(counts) if count]
-    likelihood = [0.0] * len(items)
-    lengths = [len(items[index].input_ids) for index in counted]
-    with evaluating(model), screen.step("perplexity", len(counted), "rows") as step:
-        for batch in batches(lengths, rows=batch_size, tokens=config.batch_tokens):
-            chosen = [counted[position] for position in batch]
-            for index, value in zip(chosen, _batch(model, [items[index] for index in chosen], device), strict=True):
-                likelihood[index] = value
-            step.advance(len(batch))
-    return [
-        TaskResult(
-            name="perplexity",
-            metric="perplexity",
-            higher_is_better=False,
-            statistic="perplexity",
-            values=tuple(likelihood),
-            weights=tuple(map(float, counts)),
-            items=tuple(items),
-            seconds=time.perf_counter() - started,
-        )
-    ]
-
-
-def _batch(model: Any, items: Sequence[Item], device: torch.device) -> list[float]:
-    """Negative log-likelihood in nats of each of B rows, every one of which has a counted token."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    from tunekit.evaluate.logits import logits_at
-
-    width = max(len(item.input_ids) for item in items)
-    ids = torch.zeros(len(items), width, dtype=torch.long)  # (B, T); what stands in the padding has no effect
-    rows: list[int] = []
-    columns: list[int] = []
-    for row, item in enumerate(items):
+    requests: list[Likelihood] = []
+    owner: list[int] = []
+    counts = []
+    for index, item in enumerate(items):
         assert len(item.trained) == len(item.input_ids), (item.where, len(item.trained), len(item.input_ids))
-        ids[row, : len(item.input_ids)] = torch.tensor(item.input_ids)
-        at = [position - 1 for position, trained in enumerate(item.trained) if trained and position]
-        columns += at
-        rows += [row] * len(at)
-    row_of, column_of = torch.tensor(rows), torch.tensor(columns)  # (L,), (L,)
-    labels = ids[row_of, column_of + 1]  # (L,): the token after the position that predicts it
-    logits = logits_at(model, ids.to(device), row_of, column_of)  # (L, V)
-    sums = torch.zeros(len(items), dtype=torch.float64)
-    for start in range(0, len(rows), LOGIT_ROWS):
-        part = slice(start, start + LOGIT_ROWS)
-        losses = cross_entropy(logits[part].float(), labels[part].to(logits.device), reduction="none")
-        sums.index_add_(0, row_of[part], losses.cpu().double())
-    values: list[float] = sums.tolist()
-    return values
+        scored = (False, *map(bool, item.trained[1:]))
+        counts.append(sum(scored))
+        found = _windows(tuple(item.input_ids), scored, engine.positions, config.stride) if any(scored) else []
+        requests += found
+        owner += [index] * len(found)
+    likelihood = [0.0] * len(items)
+    for index, answer in zip(owner, engine.likelihoods(requests, screen, "perplexity"), strict=True):
+        likelihood[index] -= answer.value
+    seconds = time.perf_counter() - started
+    return [_result(unit, items, likelihood, counts, engine.tokenizer, seconds) for unit in config.units]
+
+
+def _windows(
+    ids: tuple[int, ...], scored: tuple[bool, ...], positions: int | None, stride: int | None
+) -> list[Likelihood]:
+    """The text whole, or windows of it: every token is scored once, in the first window that reaches it."""
+    if positions is None or len(ids) <= positions:
+        return [Likelihood(ids, scored)]
+    step = min(stride or max(1, positions // 2), positions - 1)
+    found, begin, reached = [], 0, 1
+    while reached < len(ids):
+        end = min(begin + positions, len(ids))
+        flags = tuple(place >= reached and scored[place] for place in range(begin, end))
+        if any(flags):
+            found.append(Likelihood(ids[begin:end], flags))
+        begin, reached = begin + step, end
+    return found
+
+
+def _result(
+    unit: str, items: Sequence[Item], likelihood: Sequence[float], counts: Sequence[int], tokenizer: Any, seconds: float
+) -> TaskResult:
+    metric, statistic, values = "perplexity", "perplexity", tuple(likelihood)
+    weights = tuple(map(float, counts))
+    if unit != "token":
+        texts = [_counted_text(item, tokenizer) for item in items]
+        sizes = [len(text.split()) if unit == "word" else len(text.encode()) for text in texts]
+        weights = tuple(map(float, sizes))
+        metric = "word_perplexity"
+        if unit == "byte":
+            metric, statistic, values = "bits_per_byte", "mean", tuple(nats / math.log(2) for nats in likelihood)
+    kind: StatisticName = "mean" if statistic == "mean" else "perplexity"
+    return TaskResult(
+        name="perplexity",
+        metric=metric,
+        higher_is_better=False,
+        statistic=kind,
+        values=values,
+        weights=weights,
+        items=tuple(items),
+        seconds=seconds,
+    )
+
+
+def _counted_text(item: Item, tokenizer: Any) -> str:
+    """The text of a row's counted tokens, run by run."""
+    tokens = zip(item.input_ids, (False, *item.trained[1:]), strict=True)
+    runs = ([token for token, _ in run] for trained, run in groupby(tokens, key=lambda pair: bool(pair[1])) if trained)
+    return "".join(tokenizer.decode(run, skip_special_tokens=True, clean_up_tokenization_spaces=False) for run in runs)

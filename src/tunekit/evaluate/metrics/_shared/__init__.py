@@ -1,0 +1,1 @@
+"""What several metrics need; no plug-in."""

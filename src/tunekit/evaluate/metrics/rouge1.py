@@ -1,0 +1,23 @@
+"""ROUGE-1: the words that answer and reference share (F-measure, 0 to 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tunekit.evaluate.metrics._shared.rouge import RougeConfig, fmeasures
+
+HIGHER_IS_BETTER = True
+PACKAGE = "rouge_score"
+
+
+class Config(RougeConfig):
+    """Options of the metric."""
+
+
+def score(predictions: Sequence[str], references: Sequence[Sequence[str]], config: Config) -> list[float]:
+    """The F-measure of each answer against the reference that fits best.
+
+    Raises:
+        UserError: rouge-score is not installed.
+    """
+    return fmeasures("rouge1", predictions, references, config)

@@ -1,0 +1,1 @@
+"""An evaluation by itself: models are asked, the answers scored, compared and shown."""

@@ -1,0 +1,211 @@
+"""One model going through the tasks of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tunekit.core.errors import DataError, TunekitError, UserError, raise_all
+from tunekit.core.progress import Screen
+from tunekit.core.registry import TASKS
+from tunekit.evaluate.contract import Engine, TaskResult
+from tunekit.evaluate.run import rows_of
+from tunekit.exam import rows
+from tunekit.exam.answers import kept_answers
+from tunekit.exam.recipe import options
+from tunekit.plan.plan import Plan
+from tunekit.recipe.schema import SourceBlock
+from tunekit.runs.layout import RunFolder
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of the recipe, ready to be run.
+
+    Args:
+        label: what it is called in tables.
+        module: the plug-in.
+        config: its options.
+        sources: its rows; None for the run's held-out ones.
+        limit: at most so many rows.
+    """
+
+    label: str
+    module: Any
+    config: Any
+    sources: tuple[SourceBlock, ...] | None
+    limit: int | None
+
+
+def tasks_of(exam: Any, run: RunFolder | None = None) -> list[Task]:
+    """The recipe's tasks with labels that are told apart; where it names none, those of the run's own evaluation."""
+    found: list[Task] = []
+    if not exam.tasks:
+        spec = Plan.load(run.plan).recipe.eval if run is not None else None
+        wanted: dict[str, dict[str, Any]] = {"perplexity": {}}
+        if spec is not None and spec.generate:
+            wanted["generation"] = {"max_new_tokens": spec.max_new_tokens, "metrics": tuple(spec.metrics)}
+        modules = [(name, TASKS.load(name), given) for name, given in wanted.items()]
+        return [Task(name, module, module.Config(**given), exam.data, exam.limit) for name, module, given in modules]
+    for block in exam.tasks:
+        module = TASKS.load(block.kind)
+        label = block.name or block.kind
+        same = sum(task.label == label or task.label.startswith(f"{label}-") for task in found)
+        if same and block.name:
+            raise UserError(f"two tasks are called '{label}'", where="tasks", fix="name them differently")
+        label = f"{label}-{same + 1}" if same else label
+        config = options(block, module)
+        if exam.cache and "cache" in type(config).model_fields:
+            config = config.model_copy(update={"cache": kept_answers() / "verdicts.sqlite"})
+        found.append(Task(label, module, config, block.data or exam.data, block.limit or exam.limit))
+    return found
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads each task's rows for a tokenizer, once a pair of source and way of reading.
+
+    Args:
+        base: folder where relative paths start.
+        run: whose held-out rows stand for the data that is not named.
+        max_drop_rate: rows that may be lost.
+        screen: is told of lost rows.
+    """
+
+    base: Path
+    run: RunFolder | None
+    max_drop_rate: float
+    screen: Screen
+
+    def items(self, task: Task, tokenizer: Any) -> Sequence[Any]:
+        """The rows of a task.
+
+        Raises:
+            DataError: there are none, or too many of them cannot be used.
+            UserError: no data is named, and none is known.
+        """
+        reads = task.module.READS
+        if reads == "none":
+            return ()
+        if task.sources is None:
+            if reads == "rows" or self.run is None:
+                why = "reads columns, which" if reads == "rows" and self.run else "needs rows, and"
+                raise UserError(f"task '{task.label}' {why} only named data has", where="data", fix="name data")
+            return rows_of(rows.held_out(self.run, self.screen), task.limit)
+        tally = rows.Tally()
+        if reads == "rows":
+            found: Sequence[Any] = list(rows.plain(task.sources, self.base, tally))
+        elif tokenizer is None:
+            fix = "engine: {tokenizer: ...}, or a task that reads columns, such as questions"
+            raise UserError(f"task '{task.label}' writes prompts with the model's tokenizer", where="engine", fix=fix)
+        else:
+            answers = bool(getattr(task.module, "ANSWERS", False))
+            fitter = rows.fitter_of(tokenizer)
+            found = list(rows.examples(task.sources, self.base, fitter, tally, answers=answers))
+        tally.settle(self.max_drop_rate, self.screen)
+        return rows_of(found, task.limit)
+
+
+def check(tasks: Sequence[Task], items: Sequence[Sequence[Any]]) -> None:
+    """Finds what would make a task fail, before any model is loaded; all of it at once.
+
+    Raises:
+        TunekitError: of the kind of the first fault, with all of them.
+    """
+    errors: list[TunekitError] = []
+    for task, found in zip(tasks, items, strict=True):
+        if task.module.READS != "none" and not found:
+            errors.append(DataError("the evaluation set is empty", where=task.label, fix="check its data"))
+            continue
+        try:
+            if hasattr(task.module, "check"):
+                task.module.check(found, task.config)
+        except TunekitError as error:
+            errors.append(error)
+    if errors:
+        kind = type(min(errors, key=lambda error: error.exit_code))
+        raise_all(kind, [problem for error in errors for problem in error.problems])
+
+
+def run(
+    engine: Engine, tasks: Sequence[Task], items: Sequence[Sequence[Any]], seeds: Sequence[int], screen: Screen
+) -> list[TaskResult]:
+    """The results of one model, in the order of the tasks."""
+    found: list[TaskResult] = []
+    for task, own in zip(tasks, items, strict=True):
+        drawn = "seed" in type(task.config).model_fields and getattr(task.config, "temperature", 0) > 0
+        configs = [task.config.model_copy(update={"seed": seed}) for seed in seeds] if drawn else [task.config]
+        by_seed = [task.module.run(engine, own, config, screen=screen) for config in configs]
+        together = [_mean(results) for results in zip(*by_seed, strict=True)]
+        named = _labelled(task)
+        found += [named(result) for result in together]
+    return found
+
+
+def _labelled(task: Task) -> Callable[[TaskResult], TaskResult]:
+    """A task that measures one thing goes by its label; one that holds several keeps their names after it."""
+    kind = task.module.__name__.rpartition(".")[2]
+
+    def named(result: TaskResult) -> TaskResult:
+        if result.name == kind:
+            return replace(result, name=task.label)
+        return result if task.label == kind else replace(result, name=f"{task.label}: {result.name}")
+
+    return named
+
+
+def _mean(results: Sequence[TaskResult]) -> TaskResult:
+    """One result of several seeds: each row's mean, the first seed's texts."""
+    first = results[0]
+    if len(results) == 1:
+        return first
+    from tunekit.evaluate.statistics import over_seeds
+
+    seeds = over_seeds([result.values for result in results])
+    note = f"mean of {len(results)} seeds, standard deviation {seeds.spread:.3g}"
+    totals = tuple(tuple(map(sum, zip(*rows, strict=True))) for rows in zip(*(r.totals for r in results), strict=True))
+    return replace(
+        first,
+        values=seeds.rows,
+        weights=over_seeds([result.weights for result in results]).rows,
+        totals=totals,
+        note=f"{first.note}; {note}" if first.note else note,
+        seconds=sum(result.seconds for result in results),
+    )
+
+
+def against_baseline(
+    tasks: Sequence[Task],
+    items: Sequence[Sequence[Any]],
+    before: list[TaskResult] | None,
+    after: list[TaskResult],
+    screen: Screen,
+) -> tuple[list[TaskResult] | None, list[TaskResult]]:
+    """Settles the tasks that need both models' answers: a judge that compares the two."""
+    for task, own in zip(tasks, items, strict=True):
+        if not _needs_both(task):
+            continue
+        assert before is not None, task.label
+        base, tuned = (next(result for result in results if result.name == task.label) for results in (before, after))
+        found = task.module.against_baseline(own, task.config, base.texts, tuned.texts, screen=screen)
+        after = [result for result in after if result.name != task.label] + [_labelled(task)(one) for one in found]
+        before = [result for result in before if result.name != task.label]
+    return before, after
+
+
+def _needs_both(task: Task) -> bool:
+    return hasattr(task.module, "against_baseline") and task.config.against == task.module.BASELINE
+
+
+def check_baseline(tasks: Sequence[Task], baseline: object) -> None:
+    """Refuses a comparison with the baseline's answers where there is no baseline.
+
+    Raises:
+        UserError: the task is named.
+    """
+    for task in tasks:
+        if _needs_both(task) and baseline is None:
+            fix = "name a baseline, or a column of other answers"
+            raise UserError(f"task '{task.label}' compares with a baseline, and there is none", where="tasks", fix=fix)

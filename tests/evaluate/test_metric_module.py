@@ -1,0 +1,96 @@
+"""Metrics as modules of the evaluate library, whose import takes ten seconds: in this file only."""
+
+from __future__ import annotations
+
+import pytest
+
+from tunekit.core.errors import UserError
+from tunekit.evaluate.module import hub_metric, module
+from tunekit.evaluate.scoring import score
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    """The library makes an empty folder for each module, and copies the programs that it loads."""
+    import evaluate
+
+    patch = pytest.MonkeyPatch()
+    for name in ("HF_METRICS_CACHE", "HF_MODULES_CACHE"):
+        patch.setattr(evaluate.config, name, str(tmp_path_factory.mktemp(name)))
+    yield
+    patch.undo()
+
+
+GIVEN, RIGHT = ["今天天气好", "the cat sat", ""], ["今天天气很好", "the cat sat", "x"]
+LISTS = [[text, "another"] for text in RIGHT]
+
+
+@pytest.mark.parametrize("name", ["bleu", "rougeL", "exact_match", "f1", "wer", "cmrc_f1", "json_valid", "distinct"])
+def test_compute_is_score(name):
+    import evaluate
+
+    metric = module(name)
+    assert isinstance(metric, evaluate.Metric)
+    wanted = score(name, {}, GIVEN, [(text,) for text in RIGHT]).number()
+    assert metric.compute(predictions=GIVEN, references=RIGHT) == {name: pytest.approx(wanted, nan_ok=True)}
+    several = score(name, {}, GIVEN, LISTS).number()
+    assert metric.compute(predictions=GIVEN, references=LISTS) == {name: pytest.approx(several, nan_ok=True)}
+
+
+def test_rows_one_by_one_and_in_batches():
+    metric = module("exact_match", ignore_case=True)
+    metric.add(prediction="A", reference="a")
+    metric.add(prediction="b", reference="c")
+    assert metric.compute() == {"exact_match": 0.5}
+    metric.add_batch(predictions=["a", "b"], references=[["x", "a"], ["b"]])
+    metric.add(prediction="a", reference=["b"])
+    assert metric.compute() == {"exact_match": pytest.approx(2 / 3)}
+
+
+def test_combined():
+    import evaluate
+
+    both = evaluate.combine([module("chrf", word_order=2), module("rouge1"), module("cer")])
+    found = both.compute(predictions=GIVEN, references=RIGHT)
+    wanted = {
+        name: score(name, options, GIVEN, [(text,) for text in RIGHT]).number()
+        for name, options in (("chrf", {"word_order": 2}), ("rouge1", {}), ("cer", {}))
+    }
+    assert found == pytest.approx(wanted)
+
+
+def test_probabilities_and_samples():
+    ece = module("ece").compute(predictions=["a", "b"], references=["a", "a"], probabilities=[0.9, 0.6])
+    assert ece == {"ece": pytest.approx(0.35)}
+    passed = module("pass_at_k", allow_code_execution=True)
+    assert passed.compute(predictions=[["x = 1", "x = 2"]], references=["assert x == 1"]) == {"pass_at_k": 0.5}
+
+
+def test_refusals(monkeypatch):
+    with pytest.raises(UserError, match="unknown metric 'bluu'"):
+        module("bluu")
+    with pytest.raises(UserError, match="has no option 'lower'"):
+        module("bleu", lower=True)
+    with pytest.raises(UserError, match="is a program on the Hugging Face Hub"):
+        hub_metric("owner/metric")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="no metric 'owner/metric', or it cannot be reached"):
+        hub_metric("owner/metric", allow_code_execution=True)
+
+
+def test_a_metric_of_the_library_from_a_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "halves"
+    folder.mkdir()
+    (folder / "halves.py").write_text(
+        "import datasets\n"
+        "import evaluate\n"
+        "class Halves(evaluate.Metric):\n"
+        "    def _info(self):\n"
+        "        kinds = {'predictions': datasets.Value('float'), 'references': datasets.Value('float')}\n"
+        "        return evaluate.MetricInfo(description='', citation='', features=datasets.Features(kinds))\n"
+        "    def _compute(self, predictions, references):\n"
+        "        return {'halves': sum(predictions) / 2}\n"
+    )
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = hub_metric(str(folder), allow_code_execution=True)
+    assert found.compute(predictions=[4.0], references=[0.0]) == {"halves": 2.0}
