@@ -28,7 +28,7 @@ LAYERS = {
     "cli": _GROUND | _MIDDLE | {"train", "exam", "compress", "serve"},
     "__main__": {"cli"},
 }
-CLI_OF_TRAIN = {"pipeline", "session", "launch", "worker", "inputs"}
+CLI_OF_TRAIN = {"pipeline", "session", "launch", "worker", "inputs", "signals"}
 LAYER_EXCEPTIONS = {
     # a maintainer's script: it makes the embedded tokenizer from the embedded text, and nothing imports it
     ("tunekit.model.builtin.make_tokenizer", "tunekit.data.world"),

@@ -117,7 +117,8 @@ def test_drawn_tokens_follow_their_chances():
 def test_texts_that_end_an_answer_are_no_part_of_it(llama, tokenizer, rows):
     model = llama().eval()
     free = texts(model, tokenizer, rows)
-    pair = max((text[i : i + 2] for text in free for i in range(len(text) - 1)), key=lambda p: sum(p in t for t in free))
+    pairs = (text[i : i + 2] for text in free for i in range(len(text) - 1))
+    pair = max(pairs, key=lambda pair: sum(pair in text for text in free))
     cut = [text.split(pair)[0] for text in free]
     assert cut != free
     assert texts(model, tokenizer, rows, stops=(pair,)) == cut == texts(model, tokenizer, rows, 1, stops=(pair,))

@@ -12,7 +12,6 @@ from tunekit.evaluate.local import TransformersEngine
 from tunekit.evaluate.tasks import perplexity
 
 
-
 def evaluate(model, items, batch_size=8, batch_tokens=4096, share=False, **options):
     engine = TransformersEngine(model, None, batch_size=batch_size, batch_tokens=batch_tokens, share=share)
     (result,) = perplexity.run(engine, items, perplexity.Config(**options), screen=Silent())

@@ -353,12 +353,13 @@ def test_nothing_is_left_behind(task, run, tmp_path, capfd):
     import numpy as np
 
     one = local(tmp_path, "sums", {"test": QUESTIONS}, **CHOICE)  # without metrics: lm_eval would warn
+    bars = datasets.are_progress_bars_disabled()
     before = random.getstate(), str(np.random.get_state()), logging.getLogger("lm_eval").level
     config = task.Config(tasks=[one])
     task.check([], config)
     run(one)
     assert (random.getstate(), str(np.random.get_state()), logging.getLogger("lm_eval").level) == before
-    assert not datasets.are_progress_bars_disabled()
+    assert datasets.are_progress_bars_disabled() == bars
     assert capfd.readouterr() == ("", "")
     assert "metadata" in one and one["metadata"] == {"version": 1}, "the recipe's own task was changed"
 

@@ -154,14 +154,110 @@ def test_drawn_answers_are_the_mean_of_the_seeds(job, questions):
     assert both.note.startswith("mean of 2 seeds, standard deviation ")
 
 
-def test_what_the_base_wrote_is_less_likely_after_tuning(job, folders, questions):
+@pytest.fixture
+def adapter(folders, tmp_path):
+    """A LoRA on the base whose values are drawn with this scale; 0 changes nothing."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    def build(scale):
+        model = AutoModelForCausalLM.from_pretrained(folders / "base", dtype=torch.float32)
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj", "up_proj"]))
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=scale)
+        model.save_pretrained(tmp_path / f"adapter-{scale}")
+        return str(tmp_path / f"adapter-{scale}")
+
+    return build
+
+
+def test_what_the_base_wrote_is_less_likely_after_tuning(job, adapter, questions):
     given = {"data": [{"path": str(questions)}], "tasks": TASKS[:1], "contamination": {"check": False},
              "forgetting": {"texts": 8, "tokens": 32}}  # fmt: skip
-    record = job(baseline="builtin:tiny", **given).run()
+    record = job(model=adapter(0.5), **given).run()
     (task,) = record.forgetting
-    assert task.name == "the base's own text" and task.tuned.value > task.base.value
-    same = job(target="same", model="builtin:tiny", baseline=str(folders / "base"), **given).run()
-    assert same.forgetting[0].difference.value == pytest.approx(0.0, abs=1e-9)
+    assert task.name == "the base's own text" and task.tuned.value > 1.2 * task.base.value
+    (same,) = job(target="same", model=adapter(0.0), **given).run().forgetting
+    assert same.difference.value == pytest.approx(0.0, abs=1e-9) and same.base == task.base
+
+
+def test_drift_is_not_measured_against_a_model_that_it_does_not_come_from(job, folders, questions):
+    given = {"data": [{"path": str(questions)}], "tasks": TASKS[:1], "forgetting": {"texts": 8, "tokens": 32}}
+    assert job(baseline=str(folders / "base"), **given).run().forgetting is None
+
+
+def test_an_adapter_s_settings_make_other_answers(job, adapter, questions, kept):
+    """The weights are the same: only the scale in its configuration is not."""
+    import json as jsonlib
+    from pathlib import Path
+
+    given = {"data": [{"path": str(questions)}], "tasks": TASKS[:1], "baseline": None, **QUIET}
+    folder = adapter(0.5)
+    first = job(model=folder, **given).run()
+    config = Path(folder) / "adapter_config.json"
+    config.write_text(jsonlib.dumps(jsonlib.loads(config.read_text()) | {"lora_alpha": 80}))
+    again = job(target="again", model=folder, **given).run()
+    assert len(kept) == 80 and again.tasks[0].tuned != first.tasks[0].tuned
+
+
+def test_what_the_recipe_says_for_all_tasks_reaches_those_with_a_key_of_their_own(job):
+    from tunekit.exam.session import tasks_of
+
+    questions = {"kind": "questions", "prompt": "{a}", "reference": "b", "temperature": 1.0}
+    harness = {"kind": "harness", "tasks": ["piqa"]}
+    exam = job(limit=5, seeds=[3, 4], tasks=[questions, questions | {"seeds": [9]}, harness]).exam
+    first, second, third = tasks_of(exam)
+    assert (first.config.seeds, second.config.seeds, third.config.limit) == ((3, 4), (9,), 5)
+    assert [task.label for task in tasks_of(exam)] == ["questions", "questions-2", "harness"]
+    named = job(tasks=[harness | {"name": "run-1"}, harness | {"name": "run"}]).exam
+    assert [task.label for task in tasks_of(named)] == ["run-1", "run"]
+
+
+def test_the_baseline_is_gone_when_the_model_is_loaded(job, folders, questions, monkeypatch):
+    """Two models at once would need twice the memory."""
+    import gc
+    import weakref
+
+    from tunekit.exam import models
+
+    alive, load = [], models._loaded
+
+    def watched(who, config):
+        gc.collect()
+        alive.append(sum(one() is not None for one in seen))
+        model = load(who, config)
+        seen.append(weakref.ref(model))
+        return model
+
+    seen = []
+    monkeypatch.setattr(models, "_loaded", watched)
+    job(baseline=str(folders / "base"), data=[{"path": str(questions)}], tasks=TASKS, **QUIET).run()
+    assert alive == [0, 0]
+
+
+def test_a_row_is_found_in_the_training_data_whatever_a_task_puts_around_it(job, tmp_path):
+    """A template around its columns, the turns before the question, a document without a question."""
+    rows = [{"q": f"Which of the {n} blue boats left the old harbour first this morning, and why?", "a": f"boat {n}"}
+            for n in range(3)]  # fmt: skip
+    pairs = [{"prompt": row["q"], "completion": row["a"]} for row in rows]
+    asked = [*rows[:2], {"q": "And now?", "a": "no"}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    (tmp_path / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    task = {"kind": "questions", "prompt": "Question: {q}\nAnswer:", "reference": "a", "max_new_tokens": 2}
+    train = {"train": [{"path": str(tmp_path / "train.jsonl")}]}
+    given = {"baseline": None, "forgetting": {"check": False}, "contamination": train}
+    record = job(data=[{"path": str(tmp_path / "eval.jsonl")}], tasks=[task], **given).run()
+    assert [leak.where.rpartition(":")[2] for leak in record.contamination.rows] == ["1", "2"]
+    talks = [{"messages": [{"role": "system", "content": "You are kind."}, {"role": "user", "content": r["q"]},
+                           {"role": "assistant", "content": r["a"]}]} for r in rows]  # fmt: skip
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    talk = [{"path": str(tmp_path / "talks.jsonl")}]
+    record = job(target="talks", data=talk, tasks=TASKS[:1], **given | {"contamination": {"train": talk}}).run()
+    assert len(record.contamination.rows) == 3
 
 
 def test_planted_rows_of_the_training_data_are_found(job, questions, tmp_path):
@@ -195,13 +291,15 @@ def test_bad_input_is_refused_before_a_model_is_loaded(job, questions, tmp_path,
     (tmp_path / "bad.jsonl").write_text('{"messages": 1}\n' * 3)
     data = [{"path": str(questions)}]
     for error, what, given in [
-        (UserError, "needs rows", {"tasks": TASKS}),
+        (UserError, "has no rows", {"tasks": TASKS}),
         (DataError, "the file is empty", {"tasks": TASKS, "data": [{"path": str(tmp_path / "empty.jsonl")}]}),
         (DataError, "no format fits|fits", {"tasks": TASKS, "data": [{"path": str(tmp_path / "bad.jsonl")}]}),
         (UserError, "unknown metric 'exact_mach'", {"tasks": [{"kind": "generation", "metrics": ["exact_mach"]}],
                                                   "data": data}),
         (DataError, "no number in the reference",
          {"tasks": [{"kind": "generation", "metrics": ["numeric_answer"]}], "data": data}),
+        (UserError, "is named twice",
+         {"tasks": [{"kind": "generation", "metrics": ["exact_match"] * 2}], "data": data}),
         (UserError, "two tasks are called 'a'", {"tasks": [{"kind": "generation", "name": "a"}] * 2, "data": data}),
         (UserError, "not known what", {"tasks": TASKS, "data": data, "baseline": "base"}),
     ]:  # fmt: skip

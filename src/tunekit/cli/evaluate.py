@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import glob
 import json as jsonlib
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tunekit.cli.shared import Debug, Json, Overrides, Quiet, guard
-from tunekit.core.errors import UserError
+from tunekit.core.errors import MachineError, Stopped, UserError
 
 if TYPE_CHECKING:
     from tunekit.exam.facts import ExamRecord
@@ -67,11 +73,11 @@ def evaluate(
         if output is not None:
             named["output.dir"] = str(output)
         exam, base = _recipe(recipe, named, overrides or [])
-        target = _folder(exam)
         screen = make_screen(quiet=quiet, json=json)
-        with screen.step("starting"):
-            from tunekit.exam.job import Job
-        record = Job(exam, base, target, screen).run()
+        with _stoppable(), _reserved(exam) as target:
+            with screen.step("starting"):
+                from tunekit.exam.job import Job
+            record = Job(exam, base, target, screen).run()
         _show(record, target, quiet=quiet, json=json)
 
 
@@ -83,6 +89,8 @@ def _recipe(path: Path | None, named: dict[str, Any], overrides: list[str]) -> t
     from tunekit.exam.recipe import check, load
     from tunekit.recipe.document import override, parse
 
+    if path is not None:
+        named |= {"data": [{"path": _from_here(source["path"])} for source in named["data"]]} if "data" in named else {}
     given = [f"{key}={jsonlib.dumps(value)}" for key, value in named.items() if value is not None]
     if path is not None:
         return load(path, [*given, *overrides]), path.parent
@@ -103,9 +111,9 @@ def _tasks(tasks: str | None, metrics: str | None) -> list[dict[str, Any]]:
         if kind == "harness" and rest:
             known = next((block for block in found if block["kind"] == "harness"), None)
             if known is None:
-                known = {"kind": "harness", "tasks": []}
+                known = {"kind": "harness"}
                 found.append(known)
-            known["tasks"].append(rest)
+            known.setdefault("tasks", []).append(rest)
         else:
             found.append({"kind": word})
     if metrics is not None:
@@ -119,22 +127,77 @@ def _tasks(tasks: str | None, metrics: str | None) -> list[dict[str, Any]]:
     return found
 
 
-def _folder(exam: Any) -> Path:
-    """Where the evaluation is written: the named folder, which must not be there, or evals/<name>, numbered."""
-    named = exam.output.dir
-    if named is not None:
-        folder = Path(named)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            fix = "name another folder, or remove this one"
-            raise UserError(f"the output folder '{named}' is not empty", where="output.dir", fix=fix)
-        return folder
-    name = Path(exam.model.partition("?")[0].replace("builtin:", "").rstrip("/")).name
-    first = folder = Path("evals") / (name or "model")
+def _from_here(path: str) -> str:
+    """A path of the working folder so that it is found from anywhere; what is not there may be of the Hub."""
+    return str(Path.cwd() / path) if Path(path).exists() or glob.glob(path) else path  # noqa: PTH207 (patterns too)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, and both say that nothing is lost."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise Stopped(signum, "the answers so far are kept: the same command goes on from there")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _reserved(exam: Any) -> Iterator[Path]:
+    """Where the evaluation is written: the named folder, or evals/<name>, numbered.
+
+    A numbered one is made at once, so that two evaluations at the same time get one each; it goes when the block fails.
+
+    Raises:
+        UserError: the named folder is not empty.
+        MachineError: it cannot be written.
+    """
+    if exam.output.dir is not None:
+        yield _named(Path(exam.output.dir))
+        return
+    first = folder = Path("evals") / _name(exam.model)
+    made = not first.parent.exists()
     number = 1
-    while folder.exists():
-        number += 1
-        folder = first.with_name(f"{first.name}-{number}")
+    first.parent.mkdir(exist_ok=True)
+    while True:
+        try:
+            folder.mkdir()
+            break
+        except FileExistsError:
+            number += 1
+            folder = first.with_name(f"{first.name}-{number}")
+    try:
+        yield folder
+    except BaseException:
+        with suppress(OSError):  # another evaluation may have its folder there by now
+            folder.rmdir()
+            if made:
+                first.parent.rmdir()
+        raise
+
+
+def _named(folder: Path) -> Path:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        fix = "name another folder, or remove this one"
+        raise UserError(f"the output folder '{folder}' is not empty", where="output.dir", fix=fix)
+    above = next(place for place in folder.absolute().parents if place.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise MachineError(f"nothing can be written in '{above}'", where="output.dir", fix="name another folder")
     return folder
+
+
+def _name(model: str) -> str:
+    """What an evaluation of a model is called: as the model, or the run that it is of."""
+    path = Path(model).expanduser()
+    if not path.is_dir():
+        return Path(model.partition("?")[0].removeprefix("builtin:").rstrip("/")).name or "model"
+    path = path.resolve()
+    return (path.parent if (path.parent / "plan.json").exists() else path).name or "model"
 
 
 def _show(record: ExamRecord, folder: Path, *, quiet: bool, json: bool) -> None:

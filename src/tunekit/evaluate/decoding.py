@@ -1,102 +1,216 @@
-"""Generation in batches that get smaller: a row that has come to its end leaves, and the others go on without it.
+"""Generation in batches that stay full: a row that has come to its end leaves, and the next prompt takes its place.
 
-Shapes: ``B`` rows still going on, ``T`` tokens of the longest prompt, ``V`` vocabulary.
+Shapes: ``B`` rows of a batch, ``T`` tokens that its cache holds, padding included, ``V`` vocabulary.
 """
 
 from __future__ import annotations
 
-import inspect
 import random
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from tunekit.evaluate.abilities import has_windows
 from tunekit.evaluate.contract import Prompt
 from tunekit.evaluate.logits import logits_at
-from tunekit.evaluate.mode import has_virtual_tokens, plain_model
+from tunekit.evaluate.mode import plain_model
 
 if TYPE_CHECKING:
     import torch
 
 LEAVE = 0.125  # the batch is made smaller when this share of it has ended: it costs a copy of the cache
+REFILL = 0.25  # and is filled again when this share of it is free
 STOP_TAIL = 8  # tokens looked at for a stop text beside one for each of its characters
 
 
-def takes_cache(model: Any) -> bool:
-    """Whether a model's cache can be split by rows, and its tokens placed by their positions.
-
-    Recurrent states cannot be padded on the left, and vectors that PEFT puts before the text move away from it.
-    """
-    inner = plain_model(model)
-    layers = getattr(inner.config.get_text_config(), "layer_types", None) or ()
-    accepted = inspect.signature(type(inner).forward).parameters
-    return (
-        {"past_key_values", "attention_mask", "position_ids", "use_cache"} <= set(accepted)
-        and not has_virtual_tokens(model)
-        and not getattr(inner, "_is_stateful", False)
-        and not inner.config.is_encoder_decoder
-        and not any("linear" in str(kind) for kind in layers)
-        and bool(inner._supports_default_dynamic_cache())
-    )
-
-
 def decode(
-    model: Any, tokenizer: Any, prompts: Sequence[Prompt], stop_ids: frozenset[int], device: torch.device
-) -> list[list[int]]:
-    """The new tokens of each prompt, its end token included where it came; they share temperature and top_p.
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    stop_ids: frozenset[int],
+    device: torch.device,
+    *,
+    rows: int,
+    tokens: int,
+    done: Callable[[int, list[int]], None],
+) -> None:
+    """Answers prompts, ``rows`` at a time: where rows have ended, the next prompts take their places.
 
     Args:
         model: in evaluation mode; one that `takes_cache`.
         tokenizer: reads stop texts.
-        prompts: B of them; each has its own number of new tokens and seed.
+        prompts: which share temperature and top_p; each has its own number of new tokens and seed.
         stop_ids: ids that end an answer.
         device: the model's.
+        rows: of a batch, at most.
+        tokens: of prompts that are read at once, padding included; a longer prompt is read alone.
+        done: is told each prompt's index and its new tokens, the end token included where it came.
     """
+    waiting = deque(sorted(range(len(prompts)), key=lambda index: (-len(prompts[index].ids), index)))
+    refills = not has_windows(model)  # the cache of a window has no places for padding
+    answers = Answers(tokenizer, prompts, stop_ids, done)
+    live: Live | None = None
+    while waiting or live is not None:
+        free = rows if live is None else rows - len(live.alive)
+        if waiting and (live is None or (refills and free >= REFILL * rows)):
+            widest = len(prompts[waiting[0]].ids)  # the longest of those that wait
+            count = min(free, len(waiting), max(1, tokens // widest))
+            taken = [waiting.popleft() for _ in range(count)]
+            fresh = answers.taken(*_begun(model, prompts, taken, device))
+            live = fresh if live is None else live if fresh is None else _joined(live.left(), fresh)
+        else:
+            assert live is not None
+            live = answers.taken(live, live.step(model))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers so far, each with its own generator."""
+
+    tokenizer: Any
+    prompts: Sequence[Prompt]
+    stop_ids: frozenset[int]
+    done: Callable[[int, list[int]], None]
+    ids: dict[int, list[int]] = field(default_factory=dict)
+    draws: dict[int, random.Random] = field(default_factory=dict)
+
+    def taken(self, live: Live, logits: torch.Tensor) -> Live | None:
+        """Takes the next token of every row from (B, V) logits; None when no row goes on."""
+        settings = self.prompts[live.rows[0]]
+        new = choose(logits, settings, [self._draws(index) for index in live.rows] if settings.temperature > 0 else ())
+        ended = set(live.ended)
+        for place, (index, token) in enumerate(zip(live.rows, new.tolist(), strict=True)):
+            if place in live.ended:
+                continue
+            answer = self.ids.setdefault(index, [])
+            answer.append(token)
+            prompt = self.prompts[index]
+            full = len(answer) == prompt.max_new_tokens
+            if full or token in self.stop_ids or _stopped(self.tokenizer, answer, prompt.stops):
+                ended.add(place)
+                self.done(index, self.ids.pop(index))
+        now = replace(live, new=new, ended=frozenset(ended))
+        if not now.alive:
+            return None
+        return now.left() if len(ended) >= LEAVE * len(now.rows) else now
+
+    def _draws(self, index: int) -> random.Random:
+        if index not in self.draws:
+            self.draws[index] = random.Random(f"{self.prompts[index].seed} {self.prompts[index].ids}")
+        return self.draws[index]
+
+
+@dataclass
+class Live:
+    """Rows in the making: which prompts, what they have read, and the token that each is to read next.
+
+    Args:
+        rows: B indices of prompts.
+        ended: places of rows that go on no more, and are still computed.
+        cache: of transformers.
+        mask: (B, T) what is text in the cache.
+        position: (B, 1) of the last token that was read.
+        new: (B,) the next token.
+        last: the model's last position, if it has one.
+    """
+
+    rows: tuple[int, ...]
+    ended: frozenset[int]
+    cache: Any
+    mask: torch.Tensor
+    position: torch.Tensor
+    new: torch.Tensor
+    last: int | None
+
+    @property
+    def alive(self) -> list[int]:
+        """The prompts that go on."""
+        return [index for place, index in enumerate(self.rows) if place not in self.ended]
+
+    def left(self) -> Live:
+        """Without the rows that have ended; they leave the cache too."""
+        import torch
+
+        if not self.ended:
+            return self
+        at = torch.tensor([place for place in range(len(self.rows)) if place not in self.ended], device=self.new.device)
+        self.cache.batch_select_indices(at)
+        return replace(
+            self, rows=tuple(self.alive), ended=frozenset(), mask=self.mask[at], position=self.position[at],
+            new=self.new[at],
+        )  # fmt: skip
+
+    def step(self, model: Any) -> torch.Tensor:
+        """Reads the next token of every row: logits (B, V)."""
+        import torch
+
+        mask = torch.cat([self.mask, self.mask.new_ones(len(self.rows), 1)], dim=1)
+        # a row that has ended and not left yet may stand at the last position
+        position = self.position + 1 if self.last is None else (self.position + 1).clamp(max=self.last)
+        logits: torch.Tensor = model(
+            input_ids=self.new[:, None],
+            past_key_values=self.cache,
+            attention_mask=mask,
+            position_ids=position,
+            use_cache=True,
+        ).logits[:, -1]
+        self.mask, self.position = mask, position
+        return logits
+
+
+def _begun(
+    model: Any, prompts: Sequence[Prompt], taken: Sequence[int], device: torch.device
+) -> tuple[Live, torch.Tensor]:
+    """Reads prompts: their rows, and the logits (B, V) after them."""
     import torch
     from transformers import DynamicCache
 
-    ids, mask = left_padded([prompt.ids for prompt in prompts], 0)
-    width = ids.shape[1]
-    cache = DynamicCache(config=plain_model(model).config)
-    last = getattr(plain_model(model).config.get_text_config(), "max_position_embeddings", None)
-    answers: list[list[int]] = [[] for _ in prompts]
-    draws = [random.Random(f"{prompt.seed} {prompt.ids}") for prompt in prompts]
-    alive = list(range(len(prompts)))
+    config = plain_model(model).config
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    ids, mask = left_padded([prompts[index].ids for index in taken], 0)
     mask = mask.to(device)
+    cache = DynamicCache(config=config)
     position = (mask.cumsum(dim=1) - 1).clamp(min=0)
     logits = logits_at(
         model,
         ids.to(device),
-        torch.arange(len(prompts)),
-        torch.full((len(prompts),), width - 1),
+        torch.arange(len(taken)),
+        torch.full((len(taken),), ids.shape[1] - 1),
         past_key_values=cache,
         attention_mask=mask,
         position_ids=position,
         use_cache=True,
-    )  # (B, V)
-    position = position[:, -1:]
-    ended: set[int] = set()
-    while True:
-        new = choose(logits, prompts[0], [draws[row] for row in alive])
-        for place, (row, token) in enumerate(zip(alive, new.tolist(), strict=True)):
-            if place not in ended:
-                answers[row].append(token)
-                full = len(answers[row]) == prompts[row].max_new_tokens
-                if full or token in stop_ids or _stopped(tokenizer, answers[row], prompts[row].stops):
-                    ended.add(place)
-        if len(ended) == len(alive):
-            return answers
-        if len(ended) >= LEAVE * len(alive):
-            kept = [place for place in range(len(alive)) if place not in ended]
-            at = torch.tensor(kept, device=device)
-            cache.batch_select_indices(at)
-            alive, ended = [alive[place] for place in kept], set()
-            new, mask, position = new[at], mask[at], position[at]
-        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
-        # a row that has ended and not left yet may stand at the last position
-        position = position + 1 if last is None else (position + 1).clamp(max=last - 1)
-        logits = model(
-            input_ids=new[:, None], past_key_values=cache, attention_mask=mask, position_ids=position, use_cache=True
-        ).logits[:, -1]
+    )
+    last = None if positions is None else positions - 1
+    new = torch.zeros(len(taken), dtype=torch.long, device=device)
+    return Live(tuple(taken), frozenset(), cache, mask, position[:, -1:], new, last), logits
+
+
+def _joined(one: Live, other: Live) -> Live:
+    """Both as one batch: the narrower is padded on the left, and what is padding in every row is cut off."""
+    import torch
+    from torch.nn.functional import pad
+
+    other = other.left()
+    width = int(max((live.position + 1).max() for live in (one, other)))
+
+    def fitted(tensor: torch.Tensor, axis: int) -> torch.Tensor:
+        more = width - tensor.shape[axis]
+        if more < 0:
+            return tensor.narrow(axis, -more, width)
+        return pad(tensor, (0, 0) * (tensor.dim() - 1 - axis) + (more, 0))
+
+    for own, new in zip(one.cache.layers, other.cache.layers, strict=True):
+        own.keys = torch.cat([fitted(own.keys, 2), fitted(new.keys, 2)])
+        own.values = torch.cat([fitted(own.values, 2), fitted(new.values, 2)])
+    return replace(
+        one,
+        rows=one.rows + other.rows,
+        mask=torch.cat([fitted(one.mask, 1), fitted(other.mask, 1)]),
+        position=torch.cat([one.position, other.position]),
+        new=torch.cat([one.new, other.new]),
+    )
 
 
 def left_padded(texts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tunekit.evaluate.abilities import has_windows
 from tunekit.evaluate.batches import batches
 from tunekit.evaluate.contract import Likelihood, Scored
 from tunekit.evaluate.decoding import left_padded
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 LOGIT_ROWS = 512  # positions whose logits are in float32 at one time: 0.3 GB for a vocabulary of 150,000
 CONTEXT = 16  # a shorter context is not worth a pass of its own
+POOL, WASTE = 8, 0.1
+"""Contexts read at a time, in batches of texts, with at most this share of padding: what follows many of them can be
+put in batches of one length."""
 START, GROUPS = 64, 4  # so many tokens that so many contexts begin with are computed once for all of them
 
 Done = Callable[[int, Scored], None]
@@ -88,7 +92,7 @@ def _common(one: Sequence[int], other: Sequence[int], most: int) -> int:
 
 
 def whole(model: Any, requests: Sequence[Likelihood], device: torch.device) -> list[Scored]:
-    """Each of B texts in one pass, padded on the right, which a causal model does not see; the last token is not read."""
+    """Each of B texts in one pass, padded on the right, where no token sees it; all but the last token is read."""
     import torch
 
     width = max(len(request.ids) for request in requests) - 1
@@ -124,7 +128,7 @@ def by_context(
         requests: all of them.
         clusters: those to score, of `plan`.
         device: the model's.
-        rows: texts in a batch, at most (one group at least).
+        rows: contexts in a batch, and texts that follow them, at most.
         tokens: of the contexts of a batch, padding included.
         done: is told the request's index and its answer.
     """
@@ -134,24 +138,19 @@ def by_context(
         if cluster.start:
             start = _read(model, [cluster.groups[0].context[: cluster.start]], None, 0, device)
         lengths = [len(group.context) - cluster.start for group in cluster.groups]
-        most = max(1, rows // max(len(group.indices) for group in cluster.groups))
+        # a batch has the start once a row in its cache
+        most = max(rows, min(POOL * rows, tokens // max(len(group.context) for group in cluster.groups)))
         # a window counts places, not positions: padding after the start would take tokens out of it
-        for batch in batches(lengths, rows=most, tokens=tokens, padding=not (windowed and cluster.start)):
+        for batch in batches(lengths, rows=most, tokens=tokens, padding=not (windowed and cluster.start), waste=WASTE):
             groups = [cluster.groups[place] for place in batch]
             read = _read(model, [g.context[cluster.start :] for g in groups], start, cluster.start, device)
-            chosen = [index for group in groups for index in group.indices]
-            owner = [place for place, group in enumerate(groups) for _ in group.indices]
-            for index, answer in zip(chosen, _targets(model, [requests[i] for i in chosen], owner, read), strict=True):
-                done(index, answer)
-
-
-def has_windows(model: Any) -> bool:
-    """Whether a layer of the model sees a window of the text only."""
-    config = plain_model(model).config.get_text_config()
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None:
-        return any(kind != "full_attention" for kind in kinds)
-    return getattr(config, "sliding_window", None) is not None
+            chosen = [(index, place) for place, group in enumerate(groups) for index in group.indices]
+            sizes = [len(requests[index].ids) - len(groups[place].context) for index, place in chosen]
+            for part in batches(sizes, rows=rows):  # what follows is of other lengths than what stands before
+                indices, owner = zip(*(chosen[at] for at in part), strict=True)
+                answers = _targets(model, [requests[index] for index in indices], owner, read)
+                for index, answer in zip(indices, answers, strict=True):
+                    done(index, answer)
 
 
 @dataclass(frozen=True)

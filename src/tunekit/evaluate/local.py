@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunekit.core.errors import DataError
 from tunekit.core.progress import Screen
-from tunekit.evaluate import decoding, likelihoods
+from tunekit.evaluate import abilities, decoding, likelihoods
 from tunekit.evaluate.batches import batches
 from tunekit.evaluate.contract import Generated, Likelihood, Prompt, Scored
 from tunekit.evaluate.mode import evaluating, has_virtual_tokens, plain_model
@@ -61,12 +61,19 @@ class TransformersEngine:
     def positions(self) -> int | None:
         """How many positions the model knows; None for a kind of model that has no such bound."""
         known: int | None = getattr(plain_model(self.model).config.get_text_config(), "max_position_embeddings", None)
-        return known
+        if known is None or not has_virtual_tokens(self.model):
+            return known
+        return known - int(self.model.active_peft_config.num_virtual_tokens)
 
     @cached_property
     def splits(self) -> bool:
         """Whether rows can be taken out of the model's cache."""
-        return decoding.takes_cache(self.model)
+        return abilities.takes_cache(self.model)
+
+    @cached_property
+    def border(self) -> int | None:
+        """Texts longer than this are computed by themselves; mostly there is no such length."""
+        return abilities.border_of(self.model)
 
     def likelihoods(
         self,
@@ -82,7 +89,7 @@ class TransformersEngine:
         """
         _check_lengths((len(request.ids) - 1 for request in requests), self.positions)
         found: dict[int, Scored] = {}
-        alone, clusters = likelihoods.plan(requests, self.share and self.splits)
+        alone, clusters = likelihoods.plan(requests, self.share and self.splits and self.border is None)
         with evaluating(self.model), screen.step(what, len(requests), "texts") as step:
 
             def tell(index: int, answer: Scored) -> None:
@@ -90,9 +97,7 @@ class TransformersEngine:
                 done(index, answer)
                 step.advance()
 
-            lengths = [len(requests[index].ids) for index in alone]
-            for batch in batches(lengths, rows=self.batch_size, tokens=self.batch_tokens):
-                chosen = [alone[place] for place in batch]
+            for chosen in self._together(alone, [len(request.ids) for request in requests]):
                 answers = likelihoods.whole(self.model, [requests[index] for index in chosen], self.device)
                 for index, answer in zip(chosen, answers, strict=True):
                     tell(index, answer)
@@ -122,15 +127,28 @@ class TransformersEngine:
         stops = stop_tokens(self.model, self.tokenizer, self.stop_ids)
         with evaluating(self.model), screen.step(what, len(requests), "answers") as step:
             for batch in self._jobs(asked):
-                prompts = [asked[index] for index in batch]
-                if self.splits:
-                    answers = decoding.decode(self.model, self.tokenizer, prompts, stops, self.device)
-                else:
-                    answers = _generated(self.model, self.tokenizer, prompts, stops, self.device)
-                for index, prompt, ids in zip(batch, prompts, answers, strict=True):
-                    found[index] = self._answer(prompt, ids, stops)
+
+                def tell(place: int, ids: list[int], batch: Sequence[int] = batch) -> None:
+                    index = batch[place]
+                    found[index] = self._answer(asked[index], ids, stops)
                     done(index, found[index])
-                step.advance(len(batch))
+                    step.advance()
+
+                prompts = [asked[index] for index in batch]
+                if self.splits and not any(map(self._beyond, prompts)):
+                    decoding.decode(
+                        self.model,
+                        self.tokenizer,
+                        prompts,
+                        stops,
+                        self.device,
+                        rows=self.batch_size,
+                        tokens=self.batch_tokens,
+                        done=tell,
+                    )
+                else:
+                    for place, ids in enumerate(_generated(self.model, self.tokenizer, prompts, stops, self.device)):
+                        tell(place, ids)
         return [found[index] for index in range(len(requests))]
 
     def _with_room(self, request: Prompt) -> Prompt:
@@ -138,20 +156,34 @@ class TransformersEngine:
             return request
         return replace(request, max_new_tokens=min(request.max_new_tokens, self.positions - len(request.ids)))
 
+    def _together(self, indices: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Texts in batches; those beyond the border by themselves."""
+        beyond = [index for index in indices if self.border is not None and lengths[index] > self.border]
+        yield from ([index] for index in beyond)
+        near = [index for index in indices if index not in set(beyond)] if beyond else list(indices)
+        for batch in batches([lengths[index] for index in near], rows=self.batch_size, tokens=self.batch_tokens):
+            yield [near[place] for place in batch]
+
+    def _beyond(self, request: Prompt) -> bool:
+        return self.border is not None and len(request.ids) + request.max_new_tokens > self.border
+
     def _jobs(self, requests: Sequence[Prompt]) -> Iterator[list[int]]:
-        """Batches of prompts that are drawn alike; of one length and one room where the model cannot leave rows out."""
+        """Prompts that are drawn alike; where rows cannot leave a batch, those of one length and room.
+
+        Padding moves PEFT's virtual tokens away from the prompt, and some recurrent models read it; what `generate`
+        draws depends on the batch.
+        """
         kinds: dict[tuple[Any, ...], list[int]] = {}
         for index, request in enumerate(requests):
             kind: tuple[Any, ...] = (request.temperature, request.top_p)
-            if not self.splits:
-                kind += (request.max_new_tokens, request.stops, request.seed)
+            if not self.splits or self._beyond(request):
+                kind += (request.max_new_tokens, request.stops, len(request.ids))
+                alone = request.temperature > 0 or self._beyond(request) or not abilities.takes_batches(self.model)
+                kind += (index,) if alone else ()
             kinds.setdefault(kind, []).append(index)
-        # PEFT sets virtual tokens before the padding, which moves them away from the prompt: such batches go unpadded
-        padding = not has_virtual_tokens(self.model)
-        for rows in kinds.values():
-            lengths = [len(requests[index].ids) for index in rows]
-            for batch in batches(lengths, rows=self.batch_size, padding=padding):
-                yield [rows[place] for place in batch]
+        for (_, _, *single), rows in kinds.items():
+            size = self.batch_size if single else len(rows)
+            yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
     def _answer(self, prompt: Prompt, ids: Sequence[int], stops: frozenset[int]) -> Generated:
         end = next((place for place, token in enumerate(ids) if token in stops), len(ids))

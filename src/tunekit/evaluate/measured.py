@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from tunekit.core.errors import DataError, Problem
+from tunekit.core.errors import DataError, Problem, UserError
 from tunekit.core.registry import METRICS
 from tunekit.evaluate import scoring
 from tunekit.evaluate.contract import TaskResult
@@ -55,6 +55,10 @@ def check_metrics(
         UserError: a metric is unknown, or has no such option.
     """
     problems: list[Problem] = []
+    names = [name for name, _ in wished(metrics)]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        fix = "give each a task of its own, with a name"
+        raise UserError(f"metric '{name}' is named twice, and its results could not be told apart", fix=fix)
     for name, options in wished(metrics):
         try:
             scoring.check(name, options, references)

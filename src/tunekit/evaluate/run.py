@@ -129,6 +129,12 @@ def entry(base: TaskResult | None, tuned: TaskResult, confidence: float, seed: i
         both = [row for row, pair in enumerate(zip(base.weights, tuned.weights, strict=True)) if all(pair)]
         base, tuned = part(base, both), part(tuned, both)  # rows that count for both, such as those that were judged
         table = _table(tuned)[0]
+        if base.weights == tuned.weights:
+            sides = {
+                "base": _plain(_interval(base, confidence, seed)),
+                "tuned": _plain(_interval(tuned, confidence, seed)),
+            }
+            found |= {"n": len(table), **sides}
     other = _table(base)[0]
     if base.weights != tuned.weights or other.shape != table.shape:
         return found

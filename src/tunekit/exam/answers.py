@@ -58,7 +58,11 @@ def opened(path: Path) -> Iterator[Store]:
     Raises:
         MachineError: the file is damaged or cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fix = "set cache: false, or HF_HOME to a folder that can be written"
+        raise MachineError(f"answers cannot be kept: {error.strerror}", where=str(path.parent), fix=fix) from error
     try:
         database = sqlite3.connect(path, timeout=60)
         try:

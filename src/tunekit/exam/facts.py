@@ -19,6 +19,7 @@ from tunekit.runs.wording import json_ready
 
 SCHEMA_VERSION = 1
 RECORD, RESULTS, REPORT, PAGE = "record.json", "results.parquet", "report.html", "report.md"
+OWN = "the base's own text"  # a task that tells how far tuning moved the model
 KIND = "evaluation"  # tells this record from a run's, which has the same file name
 Statistic = Literal["mean", "perplexity", "corpus"]
 

@@ -11,9 +11,11 @@ from tunekit.core.progress import Screen
 from tunekit.core.registry import TASKS
 from tunekit.evaluate.contract import Engine, EvalItem, Prompt, TaskResult
 from tunekit.exam import rows
+from tunekit.exam.facts import OWN
 from tunekit.exam.recipe import ForgettingBlock
+from tunekit.model.tokenizer import tokenizer_hash
 
-OWN, GENERAL = "the base's own text", "general text"
+GENERAL = "general text"
 
 
 class Probe:
@@ -31,6 +33,7 @@ class Probe:
     def __init__(self, block: ForgettingBlock, base: Path, screen: Screen) -> None:
         self.block, self.base, self.screen = block, base, screen
         self.texts: list[EvalItem] = []
+        self.tokens_of = ""
         self.before: list[TaskResult] = []
         self.after: list[TaskResult] = []
 
@@ -40,6 +43,7 @@ class Probe:
         if first is None:
             self.screen.warn("the tokenizer has no token that texts begin with: forgetting is not measured")
             return
+        self.tokens_of = tokenizer_hash(tokenizer)
         prompts = [Prompt((first,), self.block.tokens, temperature=1.0, seed=n) for n in range(self.block.texts)]
         answers = engine.generate(prompts, self.screen, OWN)
         for number, text in enumerate((answer.text for answer in answers), start=1):
@@ -50,7 +54,13 @@ class Probe:
         self.before = self._measured(engine, tokenizer)
 
     def of_tuned(self, engine: Engine, tokenizer: Any) -> None:
-        """Measures the tuned model, where the base was."""
+        """Measures the tuned model, where the base was; the base's own text only where both read the same tokens."""
+        if not self.before:
+            return
+        if tokenizer_hash(tokenizer) != self.tokens_of:
+            self.screen.warn(f"{OWN} is not measured: the two models have different tokenizers")
+            self.texts = []
+            self.before = [result for result in self.before if result.name != OWN]
         if self.before:
             self.after = self._measured(engine, tokenizer)
 

@@ -10,17 +10,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tunekit.core.errors import MachineError, out_of_memory
 from tunekit.core.files import sha256_json
 from tunekit.core.progress import Screen
+from tunekit.core.registry import ENGINES
 from tunekit.data.fit import turn_end
 from tunekit.evaluate.contract import TaskResult
 from tunekit.exam import facts, forgetting, models, overlap, results, rows, session
 from tunekit.exam.answers import KeepingEngine, kept_answers, opened
 from tunekit.exam.markdown import write_markdown
-from tunekit.exam.models import Asked, Subject
-from tunekit.exam.recipe import LOCAL
+from tunekit.exam.models import Subject
+from tunekit.exam.recipe import LOCAL, SERVER, options
 from tunekit.exam.report import write_report
 from tunekit.model.save import staged
+from tunekit.model.tokenizer import load_tokenizer
+from tunekit.recipe.schema import ModelBlock
 from tunekit.runs.environment import library_versions
 
 
@@ -37,6 +41,18 @@ class Warned:
         """Shows the warning, and keeps it for the record."""
         self.warnings.append(text)
         self.inner.warn(text)
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """Says what to do where memory does not suffice."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        fix = "lower engine.batch_size and engine.batch_tokens"
+        raise MachineError("memory does not suffice for the evaluation", where="engine", fix=fix) from error
 
 
 @dataclass
@@ -64,43 +80,77 @@ class Job:
         """
         self.screen = Warned(self.screen)
         exam = self.exam
-        tuned = models.subject(exam.model, exam.revision)
-        baseline = models.baseline_of(tuned, exam.baseline)
+        served = exam.engine.kind == SERVER
+        tuned = models.subject(exam.model, exam.revision, served=served)
+        baseline = models.baseline_of(tuned, exam.baseline, served=served)
         tasks = session.tasks_of(exam, tuned.run)
         reader = session.Reader(self.base, tuned.run, exam.max_drop_rate, self.screen)
-        local = exam.engine.kind == LOCAL
         with self._phase("data"), self.screen.step("reading rows"):
-            items = [reader.items(task, tuned.tokenizer if local else None) for task in tasks]
+            items = [reader.items(task, self._tokenizer(tuned)) for task in tasks]
             session.check(tasks, items)
             session.check_baseline(tasks, baseline)
-        before: list[TaskResult] | None = None
         lost = forgetting.Probe(exam.forgetting, self.base, self.screen)
+        before = None
         if baseline is not None:
-            own = baseline.role != "base" and local
-            others = [reader.items(task, baseline.tokenizer) for task in tasks] if own else items
-            tokenizer = baseline.tokenizer if own else tuned.tokenizer if local else None
-            with self._asked(baseline, tokenizer) as (engine, _):
-                before = session.run(engine, tasks, others, exam.seeds, self.screen)
-                if exam.forgetting.check and local:
-                    lost.of_base(engine, tokenizer)
-        with self._asked(tuned, tuned.tokenizer if local else None) as (engine, asked):
-            after = session.run(engine, tasks, items, exam.seeds, self.screen)
-            lost.of_tuned(engine, tuned.tokenizer if local else None)
+            before = self._baseline(baseline, tuned, tasks, items, reader, lost)
+        after, identity = self._tuned(tuned, tasks, items, lost)
         before, after = session.against_baseline(tasks, items, before, after, self.screen)
         with self._phase("contamination"):
-            leaks = overlap.check(exam.contamination, tuned, after, self.base, self.screen)
-        return self._written(tuned, baseline, asked, before, after, lost, leaks)
+            leaks = overlap.check(exam.contamination, tuned, items, after, self.base, self.screen)
+        return self._written(tuned, baseline, identity, before, after, lost, leaks)
+
+    def _baseline(
+        self,
+        baseline: Subject,
+        tuned: Subject,
+        tasks: Sequence[session.Task],
+        items: Sequence[Sequence[Any]],
+        reader: session.Reader,
+        lost: forgetting.Probe,
+    ) -> list[TaskResult]:
+        """The baseline's results; it is gone from memory afterwards."""
+        exam = self.exam
+        own = baseline.role != "base" and exam.engine.kind == LOCAL
+        others = [reader.items(task, baseline.tokenizer) for task in tasks] if own else items
+        tokenizer = baseline.tokenizer if own else self._tokenizer(tuned)
+        with self._asked(baseline, tokenizer) as (engine, _):
+            found = session.run(engine, tasks, others, exam.seeds, self.screen)
+            if exam.forgetting.check and baseline.role == "base":
+                lost.of_base(engine, tokenizer)
+        return found
+
+    def _tuned(
+        self, tuned: Subject, tasks: Sequence[session.Task], items: Sequence[Sequence[Any]], lost: forgetting.Probe
+    ) -> tuple[list[TaskResult], str]:
+        """The model's results, and what identifies its answers."""
+        tokenizer = self._tokenizer(tuned)
+        with self._asked(tuned, tokenizer) as (engine, identity):
+            found = session.run(engine, tasks, items, self.exam.seeds, self.screen)
+            lost.of_tuned(engine, tokenizer)
+        return found, identity
+
+    def _tokenizer(self, tuned: Subject) -> Any:
+        """What prompts are written with: the model's, or that which the engine of a server names."""
+        engine = self.exam.engine
+        if engine.kind == LOCAL:
+            return tuned.tokenizer
+        name = getattr(options(engine, ENGINES.load(engine.kind)), "tokenizer", None)
+        return load_tokenizer(ModelBlock(name=name)) if name is not None else None
 
     @contextmanager
-    def _asked(self, who: Subject, tokenizer: Any) -> Iterator[tuple[Any, Asked]]:
-        """The model's engine, behind the kept answers where the recipe has any."""
+    def _asked(self, who: Subject, tokenizer: Any) -> Iterator[tuple[Any, str]]:
+        """The model's engine, behind the kept answers where the recipe has any, and what identifies it."""
         end = turn_end(rows.fitter_of(tokenizer)) if tokenizer is not None else None
-        with self._phase(who.role), models.asked(who, self.exam.engine, tokenizer, end, self.screen) as asked:
+        with (
+            self._phase(who.role),
+            _enough_memory(),
+            models.asked(who, self.exam.engine, tokenizer, end, self.screen, kept=self.exam.cache) as asked,
+        ):
             if not self.exam.cache:
-                yield asked.engine, asked
+                yield asked.engine, asked.identity
                 return
             with opened(kept_answers() / f"{asked.identity[:24]}.sqlite") as store:
-                yield KeepingEngine(asked.engine, store, asked.stop_ids), asked
+                yield KeepingEngine(asked.engine, store, asked.stop_ids), asked.identity
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -114,7 +164,7 @@ class Job:
         self,
         tuned: Subject,
         baseline: Subject | None,
-        asked: Asked,
+        identity: str,
         before: Sequence[TaskResult] | None,
         after: Sequence[TaskResult],
         lost: forgetting.Probe,
@@ -134,9 +184,7 @@ class Job:
         record = facts.ExamRecord(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             models=facts.Models(
-                tuned=facts.ModelFacts(
-                    name=tuned.name, kind=tuned.role, identity=asked.identity, revision=tuned.revision
-                ),
+                tuned=facts.ModelFacts(name=tuned.name, kind=tuned.role, identity=identity, revision=tuned.revision),
                 baseline=facts.ModelFacts(name=baseline.name, kind=baseline.role, revision=baseline.revision)
                 if baseline
                 else None,

@@ -17,7 +17,7 @@ from tunekit.recipe import document as documents
 from tunekit.recipe import load as loading
 from tunekit.recipe.schema import Block, OutputBlock, SourceBlock
 
-LOCAL = "transformers"
+LOCAL, SERVER = "transformers", "openai"
 
 
 class TaskBlock(Block):
@@ -144,4 +144,5 @@ def _unknown(document: documents.Document, value: dict[str, Any], key: str, regi
 
 def options(block: Block, module: types.ModuleType) -> Any:
     """The plug-in's own ``Config`` within a task's or an engine's block."""
-    return module.Config(**{name: getattr(block, name) for name in module.Config.model_fields})
+    given = {name: getattr(block, name) for name in module.Config.model_fields if name in block.model_fields_set}
+    return module.Config(**given)

@@ -137,7 +137,7 @@ def _unlike(results: Sequence[Mapping[Pair, Rows]], at: int, folders: Sequence[P
         said += [f"{amount(other, 'rows')} with another reference"] if other else []
         if said:
             what = f"task {pair[0]} was evaluated on other rows than in {folders[0]}: {', '.join(said)}"
-            problems[pair[0]] = Problem(what, str(folders[at]), "evaluate both on the same data and eval.limit")
+            problems[pair[0]] = Problem(what, str(folders[at]), "evaluate both on the same data, with the same limit")
     return [problems[name] for name in sorted(problems)]
 
 
@@ -149,7 +149,8 @@ def _compared(line: Line, at: int, results: Sequence[Mapping[Pair, Rows]], seed:
     if at == 0 or first is None or own is None:
         return own, ""
     own = own.model_copy(update={"base": first.tuned})
-    if (first.note, first.options, first.statistic) != (own.note, own.options, own.statistic):
+    known = first.options is not None and own.options is not None  # a run's record does not keep them
+    if first.statistic != own.statistic or (known and first.options != own.options):
         return own, "the metric was set in another way"
     before, after = (found.get((line.name, line.metric)) for found in (results[0], results[at]))
     if before is None or after is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tunekit.exam.facts import Contamination, ExamRecord
+from tunekit.exam.facts import OWN, Contamination, ExamRecord
 from tunekit.runs.record import Difference, Estimate, TaskPart
 from tunekit.runs.verdict import Headline, metric_name, show_difference, show_estimate, show_p, show_value
 from tunekit.runs.wording import amount, count, number, percent
@@ -114,7 +114,19 @@ def contamination_words(found: Contamination) -> str:
 
 
 def forgetting_words(tasks: Sequence[TaskPart]) -> str:
-    """What tuning lost on tasks that it was not for, in a sentence."""
+    """What tuning did to tasks that it was not for, in a sentence.
+
+    A change of what the base itself writes is drift: any training shifts it, and more texts show it more surely. It
+    may be wanted; skill is lost only where a text that was named is less likely now.
+    """
+    drift = [f"Drift: {task_name(task)}, {metric_name(task)} {_from_to(task)}." for task in tasks if task.name == OWN]
+    tasks = [task for task in tasks if task.name != OWN]
+    if drift and not tasks:
+        return drift[0]
+    return " ".join([*drift, _forgotten(tasks)])
+
+
+def _forgotten(tasks: Sequence[TaskPart]) -> str:
     compared = [task for task in tasks if task.compared]
     worse = [task for task in compared if task.verdict == "worse"]
     if not compared:

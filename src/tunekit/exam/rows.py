@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tunekit.core import types
-from tunekit.core.errors import DataError, Problem, TunekitError, raise_all
+from tunekit.core.errors import DataError, Problem, TunekitError, UserError, raise_all
 from tunekit.core.progress import Screen
 from tunekit.data import cache
 from tunekit.data.examples import ExampleReader
 from tunekit.data.fit import Fitter, TokenFacts
-from tunekit.data.prepare import Prepared
+from tunekit.data.prepare import Prepared, prepare
 from tunekit.data.render import Renderer
 from tunekit.data.sources import iter_rows
 from tunekit.evaluate.contract import EvalItem, Row
@@ -21,6 +23,7 @@ from tunekit.model.tokenizer import tokenizer_hash
 from tunekit.plan.plan import Plan
 from tunekit.recipe.schema import SourceBlock
 from tunekit.runs.layout import RunFolder
+from tunekit.runs.record import read_record
 from tunekit.train.inputs import Inputs, eval_items
 
 WHOLE = 1 << 30  # nothing is cut: a text longer than a model's positions is the task's matter
@@ -62,7 +65,13 @@ def fitter_of(tokenizer: Any) -> Fitter:
 
 
 def examples(
-    sources: Sequence[SourceBlock], base: Path, fitter: Fitter, tally: Tally, *, answers: bool = False
+    sources: Sequence[SourceBlock],
+    base: Path,
+    fitter: Fitter,
+    tally: Tally,
+    *,
+    answers: bool = False,
+    only: Container[str] | None = None,
 ) -> Iterator[EvalItem]:
     """Examples rendered as the model reads them.
 
@@ -72,9 +81,20 @@ def examples(
         fitter: of the model's tokenizer.
         tally: counts what is read and lost.
         answers: only rows with a prompt and an answer can be used.
+        only: places of the rows that are wanted; None for all.
+
+    Raises:
+        UserError: the rows are conversations, and the tokenizer has no chat template.
     """
     for origin, example in ExampleReader(base).examples(sources):
+        if only is not None and str(origin) not in only:
+            continue
         tally.read += 1
+        if isinstance(example, types.Example) and example.messages and fitter.renderer.template is None:
+            name = fitter.renderer.tokenizer.name_or_path
+            what = f"the tokenizer of '{name}' has no chat template, and the rows are conversations"
+            fix = "save one with the model (chat_template.jinja), or evaluate plain text, or columns with chat: false"
+            raise UserError(what, where=str(origin), fix=fix)
         (found,) = fitter.encode([example]) if isinstance(example, types.Example) else [example]
         reason = found if isinstance(found, str) else found.lost
         if isinstance(found, str) or not found.examples:
@@ -108,21 +128,78 @@ def held_out(run: RunFolder, screen: Screen) -> list[EvalItem]:
     Raises:
         DataError: it held out none, or its sources are not what they were.
     """
-    plan = Plan.load(run.plan)
-    inputs = Inputs(plan.recipe, Path(plan.recipe_folder))
-    try:
-        name = inputs.key.name
-    except TunekitError as error:
-        kept = [path.parent for path in (run.path / "data").glob("*/key.json")]
-        if not kept:
-            fix = "put them back, or name data"
-            raise DataError(f"the run's data cannot be read again: {error}", where=str(run.path), fix=fix) from error
-        return eval_items(Prepared(kept[0]))
-    own = [place / name for place in (cache.root(), run.path / "data") if (place / name / "key.json").exists()]
-    items = eval_items(Prepared(own[0]) if own else inputs.prepare(screen, run.path / "data"))
+    found = _kept(run)
+    if found is not None:
+        items = eval_items(found)
+    else:
+        with TemporaryDirectory() as place:  # the run's own folder may be for reading only
+            items = eval_items(_again(run, screen, Path(place)))
     if not items:
         raise DataError("the run held out no rows", where=str(run.path), fix="name data to evaluate on")
     return items
+
+
+def held_out_for(
+    run: RunFolder, held: Sequence[EvalItem], fitter: Fitter, tally: Tally, *, answers: bool
+) -> list[EvalItem]:
+    """The same rows as another model reads them, whose tokenizer or chat template is not that of the run.
+
+    Args:
+        run: that held them out.
+        held: the rows as the run prepared them.
+        fitter: of the other model's tokenizer.
+        tally: counts what is read and lost.
+        answers: only rows with a prompt and an answer can be used.
+
+    Raises:
+        DataError: the other model cannot use all of them.
+        UserError: their source is gone.
+    """
+    plan = Plan.load(run.plan)
+    data = plan.recipe.data
+    sources = data.eval if isinstance(data.eval, tuple) else data.train
+    wanted = {item.where for item in held}
+    read = examples(sources, Path(plan.recipe_folder), fitter, tally, answers=answers, only=wanted)
+    found = {item.where: item for item in read}
+    if len(wanted) < len(held) or found.keys() != wanted:
+        what = "the held-out rows cannot be given to another model as the run prepared them"
+        raise DataError(what, where=str(run.path), fix="name data: rows that both models can read")
+    return [found[item.where] for item in held]
+
+
+def _kept(run: RunFolder) -> Prepared | None:
+    """The prepared data of a run, where it still lies: known by its content, whatever its sources are by now."""
+    wanted = _fingerprint(run)
+    for place in (run.path / "data", cache.root()):
+        for key in place.glob("*/key.json"):
+            found = Prepared(key.parent)
+            if wanted is not None and found.facts.get("fingerprint") == wanted:
+                return found
+    return None
+
+
+def _again(run: RunFolder, screen: Screen, place: Path) -> Prepared:
+    """A run's data, read and prepared once more."""
+    plan = Plan.load(run.plan)
+    inputs = Inputs(plan.recipe, Path(plan.recipe_folder))
+    fix = "put its sources back as they were, or name data"
+    try:
+        found = prepare(plan.recipe, inputs.reader, inputs.fitter, screen, place)
+    except TunekitError as error:
+        what = f"the run's data cannot be read again: {error}"
+        raise DataError(what, where=str(run.path), fix=fix) from error
+    wanted = _fingerprint(run)
+    if wanted is not None and found.facts["fingerprint"] != wanted:
+        what = "the run's data is not what it was: rows that it trained on may be among those held out now"
+        raise DataError(what, where=str(run.path), fix=fix)
+    return found
+
+
+def _fingerprint(run: RunFolder) -> str | None:
+    """Of the run's prepared data; None where it is not known: a stream's stands for the rows that it trained on."""
+    streamed = Plan.load(run.plan).recipe.data.streaming
+    data = read_record(run).data if run.record.exists() and not streamed else None
+    return data.fingerprint if data is not None else None
 
 
 def training_texts(run: RunFolder | None, sources: Sequence[SourceBlock], base: Path) -> Iterator[tuple[str, str]]:
@@ -131,7 +208,7 @@ def training_texts(run: RunFolder | None, sources: Sequence[SourceBlock], base: 
     A run's rows are those of its sources that its ledger does not name as held out.
 
     Raises:
-        TunekitError: the sources are not there any more.
+        TunekitError: the sources are not there any more or not what they were, or the ledger cannot be read.
     """
     from tunekit.data.ledger import Ledger
 
@@ -139,9 +216,23 @@ def training_texts(run: RunFolder | None, sources: Sequence[SourceBlock], base: 
     if run is not None:
         plan = Plan.load(run.plan)
         sources, base = plan.recipe.data.train, Path(plan.recipe_folder)
-        ledger = Ledger.load(run.ledger)
+        _check_sources(run, sources, base)
+        try:
+            ledger = Ledger.load(run.ledger)
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"the run's ledger cannot be read: {error}", where=str(run.ledger)) from error
         held = frozenset(str(ledger[n].origin) for n in range(len(ledger)) if ledger[n].split == "eval")
     for origin, example in ExampleReader(base).examples(sources):
         if isinstance(example, types.Example) and str(origin) not in held:
-            for text in [message.content for message in example.messages] or [example.text]:
+            turns = example.messages
+            shown = "\n".join(f"{turn.role}: {turn.content}" for turn in turns[:-1])  # as a prompt of several turns
+            for text in [turn.content for turn in turns] + [shown] * (len(turns) > 2) or [example.text]:
                 yield text, str(origin)
+
+
+def _check_sources(run: RunFolder, sources: Sequence[SourceBlock], base: Path) -> None:
+    """Compares a run's sources with those that its data was prepared from, where that still lies."""
+    found = _kept(run)
+    then = json.loads((found.folder / "key.json").read_text(encoding="utf-8"))["rows"]["train"] if found else []
+    if then and then != json.loads(json.dumps(ExampleReader(base).fingerprint(sources))):
+        raise DataError("the run's sources are not what they were", where=str(run.path))

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tunekit.core.errors import DataError, TunekitError, UserError, raise_all
 from tunekit.core.progress import Screen
-from tunekit.core.registry import TASKS
+from tunekit.core.registry import METRICS, TASKS
+from tunekit.evaluate import scoring
 from tunekit.evaluate.contract import Engine, TaskResult
+from tunekit.evaluate.measured import wished
 from tunekit.evaluate.run import rows_of
 from tunekit.exam import rows
 from tunekit.exam.answers import kept_answers
 from tunekit.exam.recipe import options
+from tunekit.model import restore
+from tunekit.model.artefact import template_hash
+from tunekit.model.tokenizer import tokenizer_hash
 from tunekit.plan.plan import Plan
 from tunekit.recipe.schema import SourceBlock
 from tunekit.runs.layout import RunFolder
+
+EVEN = 0.5
+"""Share of comparisons that two models of one quality win."""
+WRITES = "max_new_tokens"
+"""The option of tasks that have the model write."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +63,26 @@ def tasks_of(exam: Any, run: RunFolder | None = None) -> list[Task]:
     for block in exam.tasks:
         module = TASKS.load(block.kind)
         label = block.name or block.kind
-        same = sum(task.label == label or task.label.startswith(f"{label}-") for task in found)
-        if same and block.name:
+        labels = {task.label for task in found}
+        if label in labels and block.name:
             raise UserError(f"two tasks are called '{label}'", where="tasks", fix="name them differently")
-        label = f"{label}-{same + 1}" if same else label
+        label = next(name for name in (label, *(f"{label}-{n}" for n in range(2, 1000))) if name not in labels)
         config = options(block, module)
-        if exam.cache and "cache" in type(config).model_fields:
-            config = config.model_copy(update={"cache": kept_answers() / "verdicts.sqlite"})
-        found.append(Task(label, module, config, block.data or exam.data, block.limit or exam.limit))
+        found.append(Task(label, module, _settled(config, exam), block.data or exam.data, block.limit or exam.limit))
     return found
+
+
+def _settled(config: Any, exam: Any) -> Any:
+    """A task's options, with what the recipe says for all tasks where the task itself says nothing."""
+    fields, given = type(config).model_fields, config.model_fields_set
+    wanted: dict[str, Any] = {}
+    if exam.cache and "cache" in fields and config.cache is None:
+        wanted["cache"] = kept_answers() / "verdicts.sqlite"
+    if "limit" in fields and config.limit is None and exam.limit is not None:
+        wanted["limit"] = exam.limit
+    if "seeds" in fields and "seeds" not in given and config.temperature > 0:
+        wanted["seeds"] = exam.seeds
+    return config.model_copy(update=wanted)
 
 
 @dataclass(frozen=True)
@@ -91,9 +113,10 @@ class Reader:
             return ()
         if task.sources is None:
             if reads == "rows" or self.run is None:
-                why = "reads columns, which" if reads == "rows" and self.run else "needs rows, and"
-                raise UserError(f"task '{task.label}' {why} only named data has", where="data", fix="name data")
-            return rows_of(rows.held_out(self.run, self.screen), task.limit)
+                why = "reads columns, which a run's held-out rows no longer have" if self.run else "has no rows"
+                fix = "name data: --data FILE, or `data` in the recipe"
+                raise UserError(f"task '{task.label}' {why}", where="data", fix=fix)
+            return rows_of(self._held_out(task, tokenizer), task.limit)
         tally = rows.Tally()
         if reads == "rows":
             found: Sequence[Any] = list(rows.plain(task.sources, self.base, tally))
@@ -101,11 +124,38 @@ class Reader:
             fix = "engine: {tokenizer: ...}, or a task that reads columns, such as questions"
             raise UserError(f"task '{task.label}' writes prompts with the model's tokenizer", where="engine", fix=fix)
         else:
-            answers = bool(getattr(task.module, "ANSWERS", False))
             fitter = rows.fitter_of(tokenizer)
-            found = list(rows.examples(task.sources, self.base, fitter, tally, answers=answers))
+            found = list(rows.examples(task.sources, self.base, fitter, tally, answers=_answers(task)))
         tally.settle(self.max_drop_rate, self.screen)
         return rows_of(found, task.limit)
+
+    @cached_property
+    def _held(self) -> tuple[Sequence[Any], tuple[str, str | None]]:
+        """The run's rows, and what wrote them."""
+        assert self.run is not None
+        own = restore.load_tokenizer(restore.Artefact(self.run.model, None, None, None))
+        return rows.held_out(self.run, self.screen), _reading(own)
+
+    def _held_out(self, task: Task, tokenizer: Any) -> Sequence[Any]:
+        """The run's rows in its own tokens, or in those of another model's tokenizer and template."""
+        held, own = self._held
+        if tokenizer is None or _reading(tokenizer) == own:
+            return held
+        assert self.run is not None
+        tally = rows.Tally()
+        found = rows.held_out_for(self.run, held, rows.fitter_of(tokenizer), tally, answers=_answers(task))
+        tally.settle(self.max_drop_rate, self.screen)
+        return found
+
+
+def _reading(tokenizer: Any) -> tuple[str, str | None]:
+    """What makes two tokenizers write the same conversation in the same tokens."""
+    return tokenizer_hash(tokenizer), template_hash(tokenizer)
+
+
+def _answers(task: Task) -> bool:
+    """Whether the task has the model write what its rows answer."""
+    return WRITES in type(task.config).model_fields
 
 
 def check(tasks: Sequence[Task], items: Sequence[Sequence[Any]]) -> None:
@@ -120,6 +170,7 @@ def check(tasks: Sequence[Task], items: Sequence[Sequence[Any]]) -> None:
             errors.append(DataError("the evaluation set is empty", where=task.label, fix="check its data"))
             continue
         try:
+            _check_metrics(task)
             if hasattr(task.module, "check"):
                 task.module.check(found, task.config)
         except TunekitError as error:
@@ -129,6 +180,17 @@ def check(tasks: Sequence[Task], items: Sequence[Sequence[Any]]) -> None:
         raise_all(kind, [problem for error in errors for problem in error.problems])
 
 
+def _check_metrics(task: Task) -> None:
+    """Refuses a metric that needs an answer's probability where answers are written, not chosen.
+
+    Raises:
+        UserError: the metric is named.
+    """
+    for name, given in wished(getattr(task.config, "metrics", ()) if _answers(task) else ()):
+        if getattr(METRICS.load(name), "NEEDS_PROBABILITY", False):
+            scoring.score(name, given, (), ())
+
+
 def run(
     engine: Engine, tasks: Sequence[Task], items: Sequence[Sequence[Any]], seeds: Sequence[int], screen: Screen
 ) -> list[TaskResult]:
@@ -136,6 +198,7 @@ def run(
     found: list[TaskResult] = []
     for task, own in zip(tasks, items, strict=True):
         drawn = "seed" in type(task.config).model_fields and getattr(task.config, "temperature", 0) > 0
+        drawn = drawn and "seed" not in task.config.model_fields_set  # a task's own seed comes first
         configs = [task.config.model_copy(update={"seed": seed}) for seed in seeds] if drawn else [task.config]
         by_seed = [task.module.run(engine, own, config, screen=screen) for config in configs]
         together = [_mean(results) for results in zip(*by_seed, strict=True)]
@@ -189,9 +252,14 @@ def against_baseline(
             continue
         assert before is not None, task.label
         base, tuned = (next(result for result in results if result.name == task.label) for results in (before, after))
-        found = task.module.against_baseline(own, task.config, base.texts, tuned.texts, screen=screen)
-        after = [result for result in after if result.name != task.label] + [_labelled(task)(one) for one in found]
-        before = [result for result in before if result.name != task.label]
+        found = [
+            _labelled(task)(one)
+            for one in task.module.against_baseline(own, task.config, base.texts, tuned.texts, screen=screen)
+        ]
+        after = [result for result in after if result.name != task.label] + found
+        # neither better nor worse than itself: what the baseline would have won against its own answers
+        even = [replace(one, values=tuple(EVEN * weight for weight in one.weights), texts=base.texts) for one in found]
+        before = [result for result in before if result.name != task.label] + even
     return before, after
 
 

@@ -18,12 +18,13 @@ def weights_fingerprint(model: PreTrainedModel, *, frozen_only: bool, whole: boo
     Args:
         model: as loaded, with its adapter if any.
         frozen_only: leave out what is trained, such as a fresh adapter.
-        whole: every value counts, not a sample: about a second a gigabyte.
+        whole: every value counts, not a sample, and those of buffers too: about a second a gigabyte.
     """
     import torch
 
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
+    tensors = [*model.named_parameters(), *(model.named_buffers() if whole else ())]
+    for name, parameter in sorted(tensors, key=lambda pair: pair[0]):
         if frozen_only and parameter.requires_grad:
             continue
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())

@@ -32,7 +32,7 @@ class Allowed(NamedTuple):
 
 _CAN = {
     "adalora": "four eight merges conv1d",
-    "adamss": "",
+    "adamss": "merges",
     "beft": "four eight",
     "boft": "four eight merges",
     "bottleneck": "four eight conv1d",

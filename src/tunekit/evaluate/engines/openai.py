@@ -41,6 +41,11 @@ def open(config: Config, name: str, screen: Screen) -> Iterator[OpenAIEngine]:
     yield OpenAIEngine(client, config.api, _tokenizer(config.tokenizer))
 
 
+def identity(config: Config, name: str) -> list[str | None]:
+    """What tells this model's kept answers from others'; nobody tells when a server changes what is behind a name."""
+    return [config.url, config.model or name, config.api, config.tokenizer]
+
+
 def _tokenizer(name: str | None) -> Any:
     if name is None:
         return None

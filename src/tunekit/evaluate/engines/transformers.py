@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tunekit.core.errors import MachineError
 from tunekit.evaluate.local import TransformersEngine
 
 if TYPE_CHECKING:
@@ -30,12 +31,19 @@ class Config(BaseModel):
 
 
 def device_of(config: Config) -> torch.device:
-    """Where the model is to lie."""
+    """Where the model is to lie.
+
+    Raises:
+        MachineError: the device that the recipe names is not there.
+    """
     import torch
 
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
     if config.device != "auto":
+        if not there[config.device]:
+            raise MachineError(f"there is no device '{config.device}' here", where="engine.device", fix="device: auto")
         return torch.device(config.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
+    return torch.device("cuda" if there["cuda"] else "mps" if there["mps"] else "cpu")
 
 
 def around(config: Config, model: Any, tokenizer: Any, stop_ids: Sequence[int]) -> TransformersEngine:

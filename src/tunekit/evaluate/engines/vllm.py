@@ -6,6 +6,7 @@ import gc
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -84,6 +85,15 @@ def _vllm() -> Any:
         raise UserError("the engine vllm needs the package 'vllm'", fix="pip install vllm") from error
     except ImportError as error:
         raise MachineError(f"vLLM is installed, but cannot be loaded: {error}") from error
+
+
+def identity(config: Config, name: str) -> list[Any]:
+    """What tells this model's kept answers from others'; of a folder, its files as they were last written."""
+    folder = Path(name).expanduser()
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    written = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    options = config.model_dump(mode="json", exclude={"memory", "eager"})
+    return [str(folder.resolve()) if files else name, written, options, str(_vllm().__version__)]
 
 
 class VllmEngine:

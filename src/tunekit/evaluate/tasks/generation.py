@@ -46,7 +46,9 @@ def check(items: Sequence[Item], config: Config) -> None:
     ]
     references, places = [(item.reference,) for item in items], [item.where for item in items]
     problems += measured.check_metrics(config.metrics, references, places)
-    raise_all(DataError, sorted(problems, key=lambda problem: places.index(problem.where)))
+    raise_all(
+        DataError, sorted(problems, key=lambda problem: places.index(problem.where) if problem.where in places else -1)
+    )
 
 
 def run(engine: Engine, items: Sequence[Item], config: Config, *, screen: Screen) -> list[TaskResult]:

@@ -62,9 +62,9 @@ def _windows(
     ids: tuple[int, ...], scored: tuple[bool, ...], positions: int | None, stride: int | None
 ) -> list[Likelihood]:
     """The text whole, or windows of it: every token is scored once, in the first window that reaches it."""
-    if positions is None or len(ids) <= positions:
+    if positions is None or len(ids) <= positions + 1:  # the last token is not read
         return [Likelihood(ids, scored)]
-    step = min(stride or max(1, positions // 2), positions - 1)
+    step = min(stride or max(1, positions // 2), max(1, positions - 1))
     found, begin, reached = [], 0, 1
     while reached < len(ids):
         end = min(begin + positions, len(ids))
@@ -81,8 +81,8 @@ def _result(
     metric, statistic, values = "perplexity", "perplexity", tuple(likelihood)
     weights = tuple(map(float, counts))
     if unit != "token":
-        texts = [_counted_text(item, tokenizer) for item in items]
-        sizes = [len(text.split()) if unit == "word" else len(text.encode()) for text in texts]
+        runs = [_counted_texts(item, tokenizer) for item in items]
+        sizes = [sum(len(text.split()) if unit == "word" else len(text.encode()) for text in texts) for texts in runs]
         weights = tuple(map(float, sizes))
         metric = "word_perplexity"
         if unit == "byte":
@@ -100,8 +100,8 @@ def _result(
     )
 
 
-def _counted_text(item: Item, tokenizer: Any) -> str:
-    """The text of a row's counted tokens, run by run."""
+def _counted_texts(item: Item, tokenizer: Any) -> list[str]:
+    """The texts of a row's counted tokens, run by run."""
     tokens = zip(item.input_ids, (False, *item.trained[1:]), strict=True)
     runs = ([token for token, _ in run] for trained, run in groupby(tokens, key=lambda pair: bool(pair[1])) if trained)
-    return "".join(tokenizer.decode(run, skip_special_tokens=True, clean_up_tokenization_spaces=False) for run in runs)
+    return [tokenizer.decode(run, skip_special_tokens=True, clean_up_tokenization_spaces=False) for run in runs]

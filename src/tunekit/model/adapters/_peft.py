@@ -29,7 +29,7 @@ PACKAGES = {"adamss": {"sklearn": "pip install scikit-learn"}}
 
 _TRAIN_BASE = ("shadow",)
 """Kinds with parameters in the base's own type: they need weights in float32."""
-_FAST = ("beft", "c3a", "cartridge", "frod", "hira", "pvera", "road", "supertuning", "unilora")
+_FAST = ("adamss", "beft", "c3a", "cartridge", "frod", "hira", "pvera", "road", "supertuning", "unilora")
 LEARNING_RATES = dict.fromkeys(_FAST, 2e-3)
 """Of kinds that learnt best at ten times LoRA's rate; the others take that of LoRA."""
 
