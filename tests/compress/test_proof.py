@@ -145,6 +145,7 @@ def run(*words):
     return CliRunner().invoke(app, ["merge", *map(str, words)])
 
 
+@pytest.mark.slow
 def test_the_command_in_a_fresh_process(lora, tmp_path, monkeypatch):
     monkeypatch.setattr(parity, "PROMPTS", 2)
     monkeypatch.setattr(parity, "NEW_TOKENS", 3)

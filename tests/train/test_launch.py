@@ -196,6 +196,7 @@ def test_the_children_of_a_killed_rank_are_killed(case):
 # --- a rank hangs
 
 
+@pytest.mark.slow
 def test_a_stopped_rank_is_named_with_its_state(case):
     """T12: rank 0 is stuck in the collective, and says where."""
     two = case("reduces", "reduces", watchdog=2)
@@ -242,6 +243,7 @@ def launcher(two):
     return process
 
 
+@pytest.mark.slow
 def test_ranks_do_not_outlive_a_killed_launcher(case):
     two = case("beats", "waits")
     process = launcher(two)

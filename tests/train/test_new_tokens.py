@@ -52,7 +52,9 @@ def tables(model):
     return found[:1] if found[0] is found[1] else found
 
 
-@pytest.mark.parametrize("adapter", [None, {"kind": "lora", "r": 4}], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "adapter", [pytest.param(None, marks=pytest.mark.slow), {"kind": "lora", "r": 4}], ids=["full", "lora"]
+)
 def test_they_are_trained_saved_and_come_back_with_the_same_logits(adapter, base, rows, plan_of, session_of, tmp_path):
     import torch
 
