@@ -17,8 +17,8 @@ from tunekit.core import startup
 from tunekit.core.errors import TunekitError
 from tunekit.core.files import write_json
 from tunekit.core.progress import Silent
-from tunekit.core.registry import TASKS
-from tunekit.evaluate.contract import EvalItem
+from tunekit.evaluate.contract import EvalItem, Prompt
+from tunekit.evaluate.local import TransformersEngine
 from tunekit.evaluate.logits import logits_at
 from tunekit.evaluate.mode import evaluating
 from tunekit.model.artefact import template_hash
@@ -128,12 +128,9 @@ def _logits(model: Any, prompts: Sequence[EvalItem], places: Sequence[Sequence[i
 
 def _texts(model: Any, tokenizer: Any, prompts: Sequence[EvalItem], new_tokens: int) -> Sequence[str]:
     """What the model says to the prompts, taking the likeliest token each time."""
-    task = TASKS.load("generation")
-    config = task.Config(max_new_tokens=new_tokens)
-    device = next(model.parameters()).device
-    (result,) = task.run(model, tokenizer, prompts, config, device=device, batch_size=10, screen=Silent())
-    texts: Sequence[str] = result.texts
-    return texts
+    engine = TransformersEngine(model, tokenizer, batch_size=10)
+    asked = [Prompt(tuple(prompt.prompt_ids), new_tokens) for prompt in prompts]
+    return [answer.text for answer in engine.generate(asked, Silent(), "answers")]
 
 
 def difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> dict[str, float]:
