@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from collections import Counter
 
@@ -209,7 +210,8 @@ def place(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "place")
     for name in ("run", "stream"):
         plan = tmp_path / "place" / name / "plan.json"
-        plan.write_text(plan.read_text().replace(str(trained), str(tmp_path / "place")))
+        text = plan.read_text().replace(str(trained), str(tmp_path / "place"))
+        plan.write_text(text.replace(os.path.relpath(trained), os.path.relpath(tmp_path / "place")))
     return tmp_path / "place"
 
 
