@@ -236,6 +236,18 @@ def ledger_of(run):
     return {str(entry.origin).rpartition("/")[2] for entry in ledger if entry.split == "eval"}
 
 
+def test_the_same_rows_prepared_for_a_recipe_that_holds_out_others_are_not_taken(held, place):
+    """Their content, and so their fingerprint, is the same; the run's own are gone from the cache."""
+    from tunekit.cli.app import app
+
+    before = held()
+    shutil.rmtree(place / "home")
+    (place / "other.yaml").write_text((place / "run.yaml").read_text().replace("fraction: 0.3", "count: 1"))
+    words = [str(place / "other.yaml"), "--quiet", "--set", f"output.dir={place / 'other'}"]
+    assert CliRunner().invoke(app, ["sft", *words], env={"HF_HOME": str(place / "home")}).exit_code == 0
+    assert len(held("other")) == 1 and held() == before
+
+
 def test_the_rows_are_those_of_the_ledger(held, place):
     assert set(held()) == ledger_of(place / "run")
     assert held("stream") == [f"held.jsonl:{n}" for n in range(1, 6)]

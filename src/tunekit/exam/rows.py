@@ -168,14 +168,29 @@ def held_out_for(
 
 
 def _kept(run: RunFolder) -> Prepared | None:
-    """The prepared data of a run, where it still lies: known by its content, whatever its sources are by now."""
-    wanted = _fingerprint(run)
+    """The prepared data of a run, where it still lies: known by its content and by which rows it holds out.
+
+    The same content is prepared several times where recipes hold out other rows of it.
+    """
+    wanted, held = _fingerprint(run), _held_places(run.ledger)
     for place in (run.path / "data", cache.root()):
         for key in place.glob("*/key.json"):
             found = Prepared(key.parent)
-            if wanted is not None and found.facts.get("fingerprint") == wanted:
+            same = wanted is not None and found.facts.get("fingerprint") == wanted
+            if same and (held is None or _held_places(found.ledger_path) == held):
                 return found
     return None
+
+
+def _held_places(path: Path) -> list[str] | None:
+    """Where the held-out rows of a ledger stand; None where it cannot be read."""
+    from tunekit.data.ledger import Ledger
+
+    try:
+        ledger = Ledger.load(path)
+    except (OSError, ValueError, KeyError):
+        return None
+    return sorted(str(ledger[n].origin) for n in range(len(ledger)) if ledger[n].split == "eval")
 
 
 def _again(run: RunFolder, screen: Screen, place: Path) -> Prepared:
@@ -210,18 +225,15 @@ def training_texts(run: RunFolder | None, sources: Sequence[SourceBlock], base: 
     Raises:
         TunekitError: the sources are not there any more or not what they were, or the ledger cannot be read.
     """
-    from tunekit.data.ledger import Ledger
-
     held: frozenset[str] = frozenset()
     if run is not None:
         plan = Plan.load(run.plan)
         sources, base = plan.recipe.data.train, Path(plan.recipe_folder)
         _check_sources(run, sources, base)
-        try:
-            ledger = Ledger.load(run.ledger)
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"the run's ledger cannot be read: {error}", where=str(run.ledger)) from error
-        held = frozenset(str(ledger[n].origin) for n in range(len(ledger)) if ledger[n].split == "eval")
+        places = _held_places(run.ledger)
+        if places is None:
+            raise DataError("the run's ledger cannot be read", where=str(run.ledger))
+        held = frozenset(places)
     for origin, example in ExampleReader(base).examples(sources):
         if isinstance(example, types.Example) and str(origin) not in held:
             turns = example.messages
