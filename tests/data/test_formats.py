@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 from formats_for_tests import GOOD, c
+from preferences_for_tests import BETTER
 
 from tunekit.core.errors import DataError, UserError
 from tunekit.core.registry import FORMATS
-from tunekit.core.types import Example, RowError
+from tunekit.core.types import Example, Judged, Question, RowError
 from tunekit.data.detect import detect, to_example
 
+MADE = {"texts": Example, "pairs": tuple, "judged": Judged, "prompts": Question}
 BAD_ROWS = Path(__file__).with_name("bad_rows.jsonl")
+GOOD = GOOD | BETTER
 BAD = {case["name"]: case for case in map(json.loads, BAD_ROWS.read_text("utf-8").splitlines())}
 
 
@@ -21,7 +24,7 @@ def test_a_row_becomes_an_example(name):
     format_name, row, columns, expected = GOOD[name]
     before = json.dumps(row)
     assert to_example(format_name, row, columns) == expected
-    assert detect([row], columns) == format_name
+    assert detect([row], columns, FORMATS.load(format_name).GIVES) == format_name
     assert json.dumps(row) == before, "the row was changed"
 
 
@@ -35,7 +38,8 @@ def test_a_bad_row_is_refused_with_its_reason(name):
 
 def test_every_format_keeps_the_contract():
     assert set(FORMATS.names) == {
-        "alpaca", "chat", "prompt_completion", "question_answer", "sharegpt", "text", "tree", "turns",
+        "alpaca", "chat", "dialogue_pairs", "judged", "pairs", "prompt_completion", "prompts", "question_answer",
+        "ranked", "scored_turns", "sharegpt", "sharegpt_pairs", "text", "tree", "turns",
     }  # fmt: skip
     modules = [FORMATS.load(name) for name in FORMATS.names]
     assert len({module.PRECEDENCE for module in modules}) == len(modules)
@@ -76,7 +80,7 @@ def test_every_format_survives_any_value():
                 row = dict.fromkeys(module.REQUIRED, "x") | {columns[0]: value}
                 assert module.matches(row) in (True, False)
                 with contextlib.suppress(RowError):
-                    assert isinstance(to_example(name, row, {}), Example)
+                    assert isinstance(to_example(name, row, {}), MADE[module.GIVES])
 
 
 def test_the_first_rows_must_agree():

@@ -36,6 +36,8 @@ def row(number):
         "number": number, "length": size, "input_ids": list(range(size)), "labels": [-100, 5, 2**31 - 1][:size],
         "turn_ends": [-1] * (number % 2), "truncated": number % 3 == 0, "prompt_tokens": size,
         "prompt": "问" * (number % 5), "reference": "" if number % 2 else "a",
+        "branches": [[], [number], None][number % 3], "score": None if number % 2 else number / 2,
+        "columns": None if number % 5 else "{}",
     }  # fmt: skip
 
 
@@ -56,12 +58,14 @@ def test_rows_are_read_back_from_every_batch(tmp_path, monkeypatch):
 
 def test_values_that_are_missing_stay_missing(tmp_path):
     final = {"rows": [4], "starts": [0], "position_ids": None, "length": None, "input_ids": [1, 2], "labels": [-100, 2],
-             "turn_ends": [], "truncated": None, "prompt_tokens": 1, "prompt": None, "reference": "a"}  # fmt: skip
+             "turn_ends": [], "truncated": None, "prompt_tokens": 1, "prompt": None, "reference": "a",
+             "branches": [1], "score": 0.5, "columns": None}  # fmt: skip
     with ArrowWriter(tmp_path / "final.arrow", final_schema()) as writer:
         writer.add(final)
-        writer.add(final | {"position_ids": [0, 1], "length": 2})
+        writer.add(final | {"position_ids": [0, 1], "length": 2, "branches": None, "score": None})
     file = RowFile(tmp_path / "final.arrow")
-    assert [file[0], file[1]] == [final, final | {"position_ids": [0, 1], "length": 2}]
+    other = final | {"position_ids": [0, 1], "length": 2, "branches": None, "score": None}
+    assert [file[0], file[1]] == [final, other]
 
 
 def test_an_empty_file_has_no_rows(tmp_path):

@@ -10,6 +10,9 @@ Role = Literal["system", "user", "assistant", "tool"]
 Split = Literal["train", "eval"]
 LossOn = Literal["assistant", "last_turn", "all"]
 Fate = Literal["kept", "truncated", "dropped", "duplicate", "unused"]
+Material = Literal["texts", "pairs", "judged", "prompts"]
+"""What a method learns from: texts and conversations, a better and a worse answer, answers with a verdict, or prompts
+that the model answers itself."""
 IGNORED = -100
 """The label of a token that is not trained, as in torch and transformers."""
 
@@ -74,6 +77,43 @@ class Example:
     messages: tuple[Message, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
     text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two conversations (or texts) that are alike but for the last answer, of which one is better.
+
+    ``margin``: by how much, in the units of the data; None where it does not say.
+    """
+
+    chosen: Example
+    rejected: Example
+    margin: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A conversation (or text) whose last answer was found good or bad."""
+
+    example: Example
+    good: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a model is to answer by itself.
+
+    ``example`` ends with the turn to be answered. ``reference`` is the right answer, empty where the data has none;
+    ``columns`` are the row's own values, for rewards that are functions of them.
+    """
+
+    example: Example
+    reference: str
+    columns: Mapping[str, Any]
+
+
+Learnt = Example | Judged | Question | tuple[Pair, ...]
+"""What a format makes of a row: one of these, by the material it gives. A row may hold several pairs."""
 
 
 @dataclass(frozen=True, slots=True)

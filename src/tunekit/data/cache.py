@@ -18,7 +18,7 @@ PARTS = {
     "rows": "the input files, their format, columns, weights and limits",
     "tokenizer": "the tokenizer's files",
     "template": "the chat template",
-    "mask": "which text is trained (data.loss_on)",
+    "mask": "which text is trained (data.loss_on, or the kind of material)",
     "lengths": "max_length, overlong, packing",
     "split": "what is held out, and the seed",
     "policy": "duplicates and references",

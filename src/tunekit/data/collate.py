@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,8 +34,10 @@ class Collator:
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """``input_ids``, ``labels``, ``position_ids`` of shape (B, T); ``tokens``, the real lengths, of shape (B,).
 
-        ``rows`` of shape (B, R) holds the ledger's numbers of the rows in each example, filled up with -1.
-        B: examples; T: the longest example, rounded up; R: the most rows that an example holds.
+        ``rows`` of shape (B, R) holds the ledger's numbers of the rows in each example, filled up with -1. Groups (a
+        beginning and branches that go on from it) also give ``branches`` of shape (B, K), the tokens of each branch,
+        filled up with 0, and ``score`` of shape (B,), NaN where there is none.
+        B: examples; T: the longest example, rounded up; R: the most rows that an example holds; K: the most branches.
         """
         import torch
 
@@ -55,13 +58,18 @@ class Collator:
                 positions[row, size:] = torch.arange(1, length - size + 1) + int(own[-1])
         tokens = torch.tensor([0 if example.get("empty") else len(example["input_ids"]) for example in examples])
         batch = {"input_ids": ids, "labels": labels, "position_ids": positions}
-        batch |= {"tokens": tokens, "rows": _rows(examples)}
+        batch |= {"tokens": tokens, "rows": _filled([example.get("rows") for example in examples], -1)}
+        branches = [example.get("branches") for example in examples]
+        if any(sizes is not None for sizes in branches):
+            scores = [example.get("score") for example in examples]
+            batch["branches"] = _filled(branches, 0)
+            batch["score"] = torch.tensor([math.nan if score is None else score for score in scores])
         return batch | {"attention_mask": mask} if self.with_mask else batch
 
 
-def _rows(examples: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+def _filled(numbers: Sequence[Sequence[int] | None], filler: int) -> torch.Tensor:
     import torch
 
-    numbers = [list(example.get("rows") or ()) for example in examples]
-    most = max(1, *(len(row) for row in numbers))
-    return torch.tensor([row + [-1] * (most - len(row)) for row in numbers], dtype=torch.long)
+    rows = [list(row or ()) for row in numbers]
+    most = max(1, *(len(row) for row in rows))
+    return torch.tensor([row + [filler] * (most - len(row)) for row in rows], dtype=torch.long)

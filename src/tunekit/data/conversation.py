@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tunekit.core.registry import nearest
@@ -11,7 +11,7 @@ from tunekit.data.columns import optional_text
 from tunekit.data.readers.record import kind
 
 
-def checked(turns: Sequence[Message], hidden: int = 0) -> tuple[Message, ...]:
+def checked(turns: Sequence[Message], hidden: int = 0, opened: bool = False) -> tuple[Message, ...]:
     """The turns themselves, when they are a conversation: system turns, then user and assistant (with tools) in turn.
 
     Nothing is repaired: a conversation that ends with a user turn, for example, is refused rather than shortened,
@@ -21,6 +21,7 @@ def checked(turns: Sequence[Message], hidden: int = 0) -> tuple[Message, ...]:
         turns: the conversation.
         hidden: how many of the first turns are not in the user's own list (a system prompt from another column);
             messages count the turns of that list, from 1.
+        opened: an assistant turn may be the first, as where a service greets its callers.
 
     Raises:
         RowError: the first thing that is wrong, with the turn's number.
@@ -29,18 +30,7 @@ def checked(turns: Sequence[Message], hidden: int = 0) -> tuple[Message, ...]:
         raise RowError("the conversation has no turns")
     if all(turn.role != "assistant" for turn in turns):
         raise RowError("there is no assistant turn: nothing to learn")
-    begun, calls = False, 0
-    for i, turn in enumerate(turns):
-        where = f"turn {i + 1 - hidden}"
-        before = turns[i - 1] if i else None
-        _check_order(turn, before, begun, where)
-        _check_content(turn, where)
-        begun = begun or turn.role != "system"
-        if turn.role == "tool":
-            calls -= 1
-            _check_tool(turn, turns[:i], calls, where)
-        else:
-            calls = len(turn.tool_calls)
+    _check_turns(turns, hidden, opened)
     if turns[-1].role == "user":
         raise RowError("the conversation ends with a user turn: there is no answer to learn from")
     if turns[-1].role == "tool":
@@ -50,14 +40,43 @@ def checked(turns: Sequence[Message], hidden: int = 0) -> tuple[Message, ...]:
     return tuple(turns)
 
 
-def _check_order(turn: Message, before: Message | None, begun: bool, where: str) -> None:
+def unanswered(turns: Sequence[Message], hidden: int = 0) -> tuple[Message, ...]:
+    """The turns themselves, when they are a conversation that waits for the assistant's answer.
+
+    Raises:
+        RowError: as `checked`; or there is nothing to be answered at the end.
+    """
+    if not turns:
+        raise RowError("the prompt has no turns")
+    _check_turns(turns, hidden, opened=False)
+    if turns[-1].role not in ("user", "tool"):
+        raise RowError(f"the prompt ends with {turns[-1].role}, not with a user turn: there is nothing to answer")
+    return tuple(turns)
+
+
+def _check_turns(turns: Sequence[Message], hidden: int, opened: bool) -> None:
+    begun, calls = False, 0
+    for i, turn in enumerate(turns):
+        where = f"turn {i + 1 - hidden}"
+        before = turns[i - 1] if i else None
+        _check_order(turn, before, begun, opened, where)
+        _check_content(turn, where)
+        begun = begun or turn.role != "system"
+        if turn.role == "tool":
+            calls -= 1
+            _check_tool(turn, turns[:i], calls, where)
+        else:
+            calls = len(turn.tool_calls)
+
+
+def _check_order(turn: Message, before: Message | None, begun: bool, opened: bool, where: str) -> None:
     if turn.role == "system":
         if begun:
             raise RowError(f"{where}: a system turn inside the conversation (chat templates place it differently)")
     elif turn.role == "tool":
         if before is None or not (before.role == "tool" or before.tool_calls):
             raise RowError(f"{where}: a tool result without a tool call before it")
-    elif not begun and turn.role != "user":
+    elif not begun and turn.role != "user" and not (opened and turn.role == "assistant"):
         raise RowError(f"{where}: the conversation begins with {turn.role}, not with user")
     elif before is not None and before.role == turn.role:
         raise RowError(f"{where}: two {turn.role} turns in a row")
@@ -80,21 +99,25 @@ def _check_tool(turn: Message, before: Sequence[Message], left: int, where: str)
 
 
 def with_system(
-    turns: Sequence[Message], row: Mapping[str, Any], columns: Mapping[str, str], names: Sequence[str]
+    turns: Sequence[Message],
+    row: Mapping[str, Any],
+    columns: Mapping[str, str],
+    names: Sequence[str],
+    check: Callable[[Sequence[Message], int], tuple[Message, ...]] = checked,
 ) -> tuple[Message, ...]:
-    """The checked conversation, with the row's system prompt in front when it stands in a column of its own.
+    """The conversation, checked, with the row's system prompt in front when it stands in a column of its own.
 
     A missing, null or empty column means no system prompt.
 
     Raises:
-        RowError: as `checked`; or there is a system prompt in both places.
+        RowError: as ``check``; or there is a system prompt in both places.
     """
     system = optional_text(row, columns, "system", names)
     if not system:
-        return checked(turns)
+        return check(turns, 0)
     if turns and turns[0].role == "system":
         raise RowError("a system prompt both in a column and as turn 1: keep one")
-    return checked([Message("system", system), *turns], hidden=1)
+    return check([Message("system", system), *turns], 1)
 
 
 def turns_of(value: Any, where: str) -> list[Mapping[str, Any]]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
-from tunekit.core.types import IGNORED, Encoded, Example, Message, RowError
+from tunekit.core.types import IGNORED, Encoded, Example, Learnt, Material, Message, RowError
 from tunekit.data.encode import RowEncoder
 from tunekit.data.gate import NO_END
 from tunekit.data.render import Rendered, Renderer
+
+UNLIMITED = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,11 @@ class TokenFacts:
 
 @dataclass(frozen=True)
 class Encoding:
-    """What became of one example: its rendered text, its tokens, and the rows of tokens to train on.
+    """What became of one input row: its rendered text, its tokens, and the rows of tokens to train on.
 
     ``examples`` hold the columns of `store.row_schema` but the ledger number; a long document gives several. When
-    ``lost`` says why there are none, ``overlong`` tells whether the length is the reason.
+    ``lost`` says why there are none, ``overlong`` tells whether the length is the reason. When only some of a row's
+    pairs are lost, ``partly`` says which. ``prompt``: rows of the same are held out together; empty for the text.
     """
 
     text: str
@@ -36,6 +40,20 @@ class Encoding:
     lost: str = ""
     detail: str = ""
     overlong: bool = False
+    partly: str = ""
+    prompt: str = ""
+
+    @property
+    def drawn_by(self) -> str:
+        """The text by which rows are drawn for evaluation: rows that are alike in it stay on one side."""
+        return self.prompt or self.text
+
+    @property
+    def why_less(self) -> str:
+        """Why not everything stays; empty when it does."""
+        if self.partly:
+            return "some of its answers cannot be used"
+        return "cut at data.max_length" if self.stay < self.tokens else ""
 
     @property
     def stay(self) -> int:
@@ -49,7 +67,7 @@ class Encoding:
 
 
 class Fitter:
-    """Turns examples into rows of at most ``max_length`` tokens.
+    """Turns texts and conversations into rows of at most ``max_length`` tokens; other material has fitters of its own.
 
     Args:
         renderer: renders conversations, with what is trained.
@@ -60,6 +78,8 @@ class Fitter:
         isolated: whether packed examples must not see each other.
     """
 
+    material: Material = "texts"
+
     def __init__(self, renderer: Renderer, facts: TokenFacts, max_length: int, overlong: str, isolated: bool) -> None:
         self.renderer, self.encoder, self.facts = renderer, RowEncoder(renderer.tokenizer), facts
         self.max_length, self.overlong, self.isolated = max_length, overlong, isolated
@@ -69,19 +89,33 @@ class Fitter:
         """Identifies the chat template."""
         return self.renderer.template_hash
 
-    def encode(self, examples: Sequence[Example]) -> list[Encoding | str]:
-        """Encodes a batch; an example that cannot be rendered gives the reason instead."""
+    def uncut(self) -> Fitter:
+        """The same fitter without a longest length."""
+        other = copy(self)
+        other.max_length = UNLIMITED
+        return other
+
+    def encode(self, rows: Sequence[Learnt]) -> list[Encoding | str]:
+        """Encodes a batch of examples; one that cannot be rendered gives the reason instead."""
+        examples = [row for row in rows if isinstance(row, Example)]
+        assert len(examples) == len(rows), "only texts and conversations"
+        return [
+            found if isinstance(found, str) else self._fit(found[1], example, found[0])
+            for found, example in zip(self.tokenized(examples), examples, strict=True)
+        ]
+
+    def tokenized(
+        self, examples: Sequence[Example], generation_prompt: bool = False
+    ) -> list[tuple[Rendered, Encoded] | str]:
+        """Renders and encodes a batch whole; an example that cannot be rendered gives the reason instead."""
         results: list[Rendered | str] = []
         for example in examples:
             try:
-                results.append(self.renderer.render(example))
+                results.append(self.renderer.render(example, generation_prompt))
             except RowError as error:
                 results.append(str(error))
         encoded = iter(self.encoder.encode([item for item in results if isinstance(item, Rendered)]))
-        return [
-            item if isinstance(item, str) else self._fit(next(encoded), example, item)
-            for item, example in zip(results, examples, strict=True)
-        ]
+        return [item if isinstance(item, str) else (item, next(encoded)) for item in results]
 
     def _fit(self, encoded: Encoded, example: Example, rendered: Rendered) -> Encoding:
         size, limit = len(encoded.input_ids), self.max_length
@@ -115,6 +149,9 @@ class Fitter:
             "prompt_tokens": encoded.prompt_tokens,
             "prompt": "",
             "reference": "",
+            "branches": None,
+            "score": None,
+            "columns": None,
         }
 
 
@@ -123,11 +160,10 @@ def turn_end(fitter: Fitter) -> int | None:
     if fitter.renderer.tokenizer.chat_template is None:
         return None
     probe = Example((Message("user", "a"), Message("assistant", "b")))
-    result = fitter.encode([probe])[0]
-    if isinstance(result, str) or not result.examples or not result.examples[0]["turn_ends"]:
+    found = fitter.tokenized([probe])[0]
+    if isinstance(found, str) or not found[1].turn_ends:
         return None
-    row = result.examples[0]
-    return int(row["input_ids"][row["turn_ends"][-1]])
+    return found[1].input_ids[found[1].turn_ends[-1]]
 
 
 def labels_of(ids: list[int], trained: Sequence[bool]) -> list[int]:
@@ -157,6 +193,12 @@ def _asked(example: Example, rendered: Rendered) -> dict[str, str]:
     """The last trained answer (what generation is compared with), and the turns before it as shown to people."""
     trained = [t for t in rendered.turns if any(b < t.end and t.start < e for b, e in rendered.trained)]
     turn = (trained or list(rendered.turns))[-1]
-    before = example.messages[: turn.message]
-    shown = before[0].content if len(before) == 1 else "\n".join(f"{m.role}: {m.content}" for m in before)
-    return {"prompt": shown, "reference": example.messages[turn.message].content}
+    return {
+        "prompt": shown(example.messages[: turn.message]),
+        "reference": example.messages[turn.message].content,
+    }
+
+
+def shown(turns: Sequence[Message]) -> str:
+    """Turns as shown to people: one alone without its role."""
+    return turns[0].content if len(turns) == 1 else "\n".join(f"{turn.role}: {turn.content}" for turn in turns)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunekit.core.types import Message, Role, RowError
-from tunekit.data.columns import text_of
+from tunekit.data.columns import filled_text, required, shown, text_of
 from tunekit.data.conversation import need, role_of, turns_of
 from tunekit.data.readers.record import kind
 from tunekit.data.toolcalls import call_of, calls_of
@@ -29,6 +29,20 @@ def messages_of(value: Any, where: str) -> list[Message]:
         RowError: the turn's number and what is wrong with it.
     """
     return [_message(turn, f"turn {i}") for i, turn in enumerate(turns_of(value, where), start=1)]
+
+
+def turns_in(
+    row: Mapping[str, Any], columns: Mapping[str, str], name: str, defaults: Sequence[str], role: Role
+) -> list[Message]:
+    """A field that is a list of messages, or a text that is one turn of ``role``.
+
+    Raises:
+        RowError: it is missing, null, empty, or a turn of it is wrong.
+    """
+    value = required(row, columns, name, defaults)
+    if isinstance(value, list | tuple):
+        return messages_of(value, f"column '{shown(row, columns, name, defaults)}'")
+    return [Message(role, filled_text(row, columns, name, defaults))]
 
 
 def _message(turn: Mapping[str, Any], where: str) -> Message:

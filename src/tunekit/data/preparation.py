@@ -13,7 +13,7 @@ from typing import Any, cast
 from tunekit.core.errors import DataError
 from tunekit.core.files import write_json
 from tunekit.core.progress import Screen
-from tunekit.core.types import Example, Fate, Origin, Split
+from tunekit.core.types import Fate, Origin, Split
 from tunekit.data.examples import ExampleReader
 from tunekit.data.fit import Encoding, Fitter
 from tunekit.data.gate import Gate
@@ -91,12 +91,12 @@ class Preparation:
     def _read(self, split: Split, sources: Sequence[SourceBlock], writer: ArrowWriter) -> None:
         if not sources:
             return
-        rows = self.reader.examples(sources)
+        rows = self.reader.learnt(sources)
         with self.screen.step(f"reading and rendering {split} rows", unit="rows") as step:
             while batch := list(islice(rows, BATCH)):
-                encodings = iter(self.fitter.encode([example for _, example in batch if isinstance(example, Example)]))
-                for origin, example in batch:
-                    self._enter(origin, split, next(encodings) if isinstance(example, Example) else example, writer)
+                encodings = iter(self.fitter.encode([learnt for _, learnt in batch if not isinstance(learnt, str)]))
+                for origin, learnt in batch:
+                    self._enter(origin, split, learnt if isinstance(learnt, str) else next(encodings), writer)
                 step.advance(len(batch))
 
     def _enter(self, origin: Origin, split: Split, encoding: Encoding | str, writer: ArrowWriter) -> None:
@@ -119,19 +119,22 @@ class Preparation:
             self.ledger.add(Entry(split, origin, "dropped", encoding.lost, encoding.detail, lost_tokens=tokens))
         else:
             stay, trained = encoding.stay, encoding.labelled
-            reason = "cut at data.max_length" if stay < tokens else "duplicate that is kept" if same else ""
+            reason = encoding.why_less or ("duplicate that is kept" if same else "")
             fate: Fate = "truncated" if stay < tokens else "kept"
-            number = self.ledger.add(Entry(split, origin, fate, reason, same, stay, trained, tokens - stay))
+            detail = encoding.partly or same
+            number = self.ledger.add(Entry(split, origin, fate, reason, detail, stay, trained, tokens - stay))
             for item in encoding.examples:
                 writer.add({"number": number, **item})
-            self._remember(number, split, digest, earlier, copies, encoding.text)
+            self._remember(number, split, digest, earlier, copies, encoding.drawn_by)
 
-    def _remember(self, number: int, split: Split, digest: bytes, earlier: int | None, copies: int, text: str) -> None:
+    def _remember(
+        self, number: int, split: Split, digest: bytes, earlier: int | None, copies: int, drawn_by: str
+    ) -> None:
         self.content.update(digest)
         if split == "train":
             self.texts.setdefault(digest, number)
             if self.split is not None:
-                self.draws.append((uniform(self.recipe.train.seed, "held out", text), number))
+                self.draws.append((uniform(self.recipe.train.seed, "held out", drawn_by), number))
             if copies != 1:
                 self.copies[number] = copies
         elif earlier is not None:
@@ -148,7 +151,10 @@ class Preparation:
         return whole + (uniform(self.recipe.train.seed, "weight", origin.source, origin) < weight - whole)
 
     def _held_out(self) -> list[int]:
-        """Rows drawn for evaluation: those whose text has the smallest draws, so equal texts stay on one side."""
+        """Rows drawn for evaluation: those whose text has the smallest draws, so equal texts stay on one side.
+
+        Of pairs and judged answers it is the prompt that is drawn: no prompt is both trained and held out.
+        """
         spec = self.split
         if spec is None:
             return []
@@ -157,11 +163,15 @@ class Preparation:
             what = f"{wanted} rows are to be held out, but only {len(self.draws)} rows can be used"
             raise DataError(what, fix="lower data.eval", problems=self.ledger.problems(self.ledger.lost(), ""))
         limit = sorted(self.draws)[wanted - 1][0]
-        return [number for draw, number in self.draws if draw <= limit]
+        held_out = [number for draw, number in self.draws if draw <= limit]
+        if len(held_out) == len(self.draws):
+            what = "rows that are alike (in their text, or in the prompt of their answers) are held out together"
+            raise DataError(f"{what}: no other row would be left", fix="name a list of sources as data.eval")
+        return held_out
 
     def _write_final(self, rows: RowFile) -> dict[str, Any]:
         """Writes the train and eval files through the gate; returns counts of what was written."""
-        gate = Gate(self.fitter.facts.vocabulary, self.fitter.facts.bos_id)
+        gate = Gate(self.fitter.facts.vocabulary, self.fitter.facts.bos_id, self.fitter.material)
         gate.overlap(
             (str(self.ledger[held].origin), str(self.ledger[trained].origin)) for held, trained in self.overlaps
         )

@@ -48,12 +48,13 @@ def data_key(recipe: Recipe, reader: ExampleReader, fitter: Fitter) -> cache.Key
     """Everything that shapes the prepared data of a recipe."""
     data = recipe.data
     held_out = data.eval.model_dump(mode="json") if isinstance(data.eval, EvalSplit) else "named sources"
+    texts = fitter.material == "texts"  # loss_on is of no account elsewhere
     train = [] if data.streaming else reader.fingerprint(data.train)  # a stream is not prepared
     return cache.Key({
         "rows": {"train": train, "eval": reader.fingerprint(eval_sources(recipe))},
         "tokenizer": fitter.facts.tokenizer_hash,
         "template": fitter.template_hash,
-        "mask": data.loss_on,
+        "mask": data.loss_on if texts else fitter.material,
         "lengths": {"max_length": data.max_length, "overlong": data.overlong, "packing": data.packing,
                     "isolated": fitter.isolated, "embedding_rows": fitter.facts.vocabulary},
         "split": {"eval": held_out, "seed": recipe.train.seed},

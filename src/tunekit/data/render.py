@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -104,6 +105,12 @@ class Renderer:
         if template not in self._facts:
             self._facts[template] = self._learn(template)
         return self._facts[template]
+
+    def learning(self, loss_on: LossOn) -> Renderer:
+        """The same renderer for another part of the text to be trained."""
+        other = copy(self)
+        other.loss_on = loss_on
+        return other
 
     def render(self, example: Example, generation_prompt: bool = False) -> Rendered:
         """Renders an example.

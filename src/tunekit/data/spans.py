@@ -69,8 +69,8 @@ def called(message: Mapping[str, Any]) -> list[str]:
     return [str(call.get("function", call).get("name", "")) for call in message.get("tool_calls") or ()]
 
 
-def common_prefix(a: str, b: str) -> int:
-    """The number of characters that ``a`` and ``b`` begin with in common."""
+def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
+    """The number of characters or tokens that ``a`` and ``b`` begin with in common."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2

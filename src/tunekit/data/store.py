@@ -18,20 +18,27 @@ FLUSH = 1000
 
 
 def row_schema() -> pa.Schema:
-    """One fitted example: ``number`` is its row in the ledger; ``turn_ends`` are token positions."""
+    """One fitted example: ``number`` is its row in the ledger; ``turn_ends`` are token positions.
+
+    The last three are for other material than texts. ``input_ids`` are a shared beginning and then the tokens of each
+    branch, as many as ``branches`` says (none for a prompt). ``score`` is the margin of a pair, or 1 for a good and 0
+    for a bad answer. ``columns`` are the values of a prompt's row as JSON.
+    """
     import pyarrow as pa
 
     ids, text = pa.list_(pa.int32()), pa.string()
     return pa.schema([
         ("number", pa.int32()), ("length", pa.int32()), ("input_ids", ids), ("labels", ids), ("turn_ends", ids),
         ("truncated", pa.bool_()), ("prompt_tokens", pa.int32()), ("prompt", text), ("reference", text),
+        ("branches", ids), ("score", pa.float32()), ("columns", text),
     ])  # fmt: skip
 
 
 def final_schema() -> pa.Schema:
     """What training reads: ``rows`` are ledger rows, ``starts`` the first positions of the packed examples.
 
-    ``position_ids`` is null unless examples are packed and isolated: then it restarts at each of them.
+    ``position_ids`` is null for texts unless they are packed and isolated: then it restarts at each of them. Each
+    branch of a group goes on from the end of the shared beginning.
     """
     import pyarrow as pa
 
@@ -106,6 +113,8 @@ def _reader(column: pa.Array) -> Callable[[int], Any]:
     """Gives one value of a column, through numpy's view of it where there is one: Arrow's own values are slow."""
     import pyarrow as pa
 
+    if column.null_count == len(column):
+        return lambda index: None
     if pa.types.is_list(column.type) and not column.null_count:
         offsets, values = column.offsets.to_numpy(), column.values.to_numpy()
         return lambda index: values[offsets[index] : offsets[index + 1]].tolist()
@@ -122,6 +131,7 @@ def join(rows: Sequence[Mapping[str, Any]], isolated: bool) -> dict[str, Any]:
         rows: fitted examples, in their order.
         isolated: whether each is to see only itself (positions restart), or also those before it.
     """
+    assert len(rows) == 1 or all(row.get("branches") is None for row in rows), "groups are not packed"
     starts, at = [], 0
     ids: list[int] = []
     labels: list[int] = []
@@ -137,10 +147,13 @@ def join(rows: Sequence[Mapping[str, Any]], isolated: bool) -> dict[str, Any]:
         if apart:
             positions += range(len(row["input_ids"]))
         at = len(ids)
+    branches = rows[0].get("branches")
+    if branches is not None:
+        positions = branched(len(ids), branches)
     return {
         "rows": [row["number"] for row in rows],
         "starts": starts,
-        "position_ids": positions if apart else None,
+        "position_ids": positions if apart or branches is not None else None,
         "length": len(ids),
         "input_ids": ids,
         "labels": labels,
@@ -149,4 +162,13 @@ def join(rows: Sequence[Mapping[str, Any]], isolated: bool) -> dict[str, Any]:
         "prompt_tokens": rows[0]["prompt_tokens"],
         "prompt": rows[0]["prompt"],
         "reference": rows[0]["reference"],
+        "branches": branches,
+        "score": rows[0].get("score"),
+        "columns": rows[0].get("columns"),
     }
+
+
+def branched(length: int, branches: Sequence[int]) -> list[int]:
+    """Positions of a beginning and of branches that each go on from its end, ``length`` tokens in all."""
+    shared = length - sum(branches)
+    return [*range(shared), *(position for size in branches for position in range(shared, shared + size))]

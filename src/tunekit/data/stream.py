@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 from tunekit.core.errors import DataError
-from tunekit.core.types import Example, Fate, Origin
+from tunekit.core.types import Fate, Origin
 from tunekit.data.examples import ExampleReader
 from tunekit.data.fit import Encoding, Fitter
 from tunekit.data.gate import Gate
@@ -74,12 +74,11 @@ class Stream:
                 self._judged = True
 
     def _fitted(self) -> Iterator[dict[str, Any]]:
-        rows, self._row = self.reader.examples(self.recipe.data.train), 0
+        rows, self._row = self.reader.learnt(self.recipe.data.train), 0
         while batch := list(islice(rows, BATCH)):
-            encodings = iter(self.fitter.encode([example for _, example in batch if isinstance(example, Example)]))
-            for origin, example in batch:
-                encoding = next(encodings) if isinstance(example, Example) else example
-                yield from self._entered(origin, encoding)
+            encodings = iter(self.fitter.encode([learnt for _, learnt in batch if not isinstance(learnt, str)]))
+            for origin, learnt in batch:
+                yield from self._entered(origin, learnt if isinstance(learnt, str) else next(encodings))
 
     def _entered(self, origin: Origin, encoding: Encoding | str) -> Iterator[dict[str, Any]]:
         number, self._row = self._row, self._row + 1
@@ -107,8 +106,8 @@ class Stream:
         self.content.update(encoding.text.encode("utf-8", "surrogatepass"))
         stay, trained = encoding.stay, encoding.labelled
         fate: Fate = "truncated" if stay < encoding.tokens else "kept"
-        reason = "cut at data.max_length" if stay < encoding.tokens else ""
-        self.ledger.add(Entry("train", origin, fate, reason, "", stay, trained, encoding.tokens - stay))
+        lost = encoding.tokens - stay
+        self.ledger.add(Entry("train", origin, fate, encoding.why_less, encoding.partly, stay, trained, lost))
 
     def _final(self, window: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         groups: Sequence[Sequence[int]] = [[i] for i in range(len(window))]
@@ -116,7 +115,7 @@ class Stream:
             groups = best_fit([row["length"] for row in window], self.recipe.data.max_length)
         for group in groups:
             final = join([window[i] for i in group], self.fitter.isolated)
-            gate = Gate(self.fitter.facts.vocabulary, self.fitter.facts.bos_id)
+            gate = Gate(self.fitter.facts.vocabulary, self.fitter.facts.bos_id, self.fitter.material)
             gate.look(final, lambda numbers=final["rows"]: ", ".join(str(self.ledger[n].origin) for n in numbers))  # type: ignore[misc]
             gate.close()
             yield final

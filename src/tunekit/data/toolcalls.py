@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunekit.core.types import RowError
 from tunekit.data import strictjson
+from tunekit.data.columns import field, shown
 from tunekit.data.readers.record import kind
 
 
@@ -39,6 +40,15 @@ def tools_of(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
     if not isinstance(listed, list | tuple):
         raise RowError(f"{where}: a list of tools expected, found {kind(listed)}")
     return tuple(_tool(tool, f"{where}: tool {i}") for i, tool in enumerate(listed, start=1))
+
+
+def tools_in(row: Mapping[str, Any], columns: Mapping[str, str], names: Sequence[str]) -> tuple[Mapping[str, Any], ...]:
+    """The tools offered in a row's column of its own; none when there is no such column.
+
+    Raises:
+        RowError: as `tools_of`.
+    """
+    return tools_of(field(row, columns, "tools", names), f"column '{shown(row, columns, 'tools', names)}'")
 
 
 def _tool(value: Any, where: str) -> Mapping[str, Any]:

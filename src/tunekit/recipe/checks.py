@@ -14,6 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from tunekit.core.errors import Problem
 from tunekit.core.registry import ADAPTERS, FORMATS, METRICS, did_you_mean
 from tunekit.recipe.document import Document, Path_
+from tunekit.recipe.kinds import material_of
 from tunekit.recipe.peft_fields import HIDDEN, peft_fields
 from tunekit.recipe.schema import EvalSplit, Recipe, SourceBlock
 
@@ -24,7 +25,7 @@ def recipe_problems(recipe: Recipe, document: Document) -> list[Problem]:
     def at(*path: str | int) -> str:
         return document.place(path)
 
-    rules = (_length, _batch, _grouping, _compiling, _evaluation, _streaming, _names, _adapter_extra)
+    rules = (_length, _batch, _grouping, _compiling, _evaluation, _streaming, _groups, _names, _adapter_extra)
     return [Problem(what, at(*path), fix) for rule in rules for path, what, fix in rule(recipe)]
 
 
@@ -173,6 +174,21 @@ def _streaming(recipe: Recipe) -> Found:
     for index, source in enumerate(data.train):
         if source.weight != 1:
             yield ("data", "train", index, "weight"), "a streamed source cannot be weighted", "leave the weight out"
+
+
+def _groups(recipe: Recipe) -> Found:
+    """A method that learns from answers, not from texts, has a data path of its own."""
+    if material_of(recipe) == "texts":
+        return
+    data, method = recipe.data, recipe.method
+    if data.packing:
+        yield ("data", "packing"), f"{method} lays its rows out without padding already", "leave data.packing out"
+    if data.streaming:
+        yield ("data", "streaming"), f"{method} goes over its rows before it trains", "leave data.streaming out"
+    if data.loss_on != "assistant":
+        yield ("data", "loss_on"), f"{method} learns from last answers alone", "leave data.loss_on out"
+    if recipe.train.extra.get("label_smoothing_factor"):
+        yield ("train", "extra", "label_smoothing_factor"), f"{method} has no labels to smooth", "leave it out"
 
 
 def _names(recipe: Recipe) -> Found:

@@ -13,6 +13,7 @@ from pydantic import Field, create_model
 
 from tunekit.core.errors import Problem
 from tunekit.core.registry import ADAPTERS, METHODS, QUANTIZERS, Registry, did_you_mean
+from tunekit.core.types import Material
 from tunekit.recipe.document import Document
 from tunekit.recipe.schema import ModelBlock, Recipe
 
@@ -37,6 +38,15 @@ class Kinds:
 _KINDS = (ADAPTERS, QUANTIZERS)
 
 
+def material_of(what: str | Recipe) -> Material:
+    """What a recipe's method learns from, or a method by its name; where it depends on its options, by their defaults."""
+    plugin = METHODS.load(what if isinstance(what, str) else what.method)
+    material: Material = getattr(plugin, "MATERIAL", "texts")
+    if not isinstance(what, str) and hasattr(plugin, "material"):
+        material = plugin.material(what.options)
+    return material
+
+
 @cache
 def recipe_type(method: str, kinds: Kinds | None = None) -> type[Recipe]:
     """The Recipe class of one method: the shared blocks, and the method's own.
@@ -57,10 +67,17 @@ def recipe_type(method: str, kinds: Kinds | None = None) -> type[Recipe]:
     )
     blocks: dict[str, Any] = {
         "model": (model, Field(default_factory=model, description=Recipe.model_fields["model"].description)),
-        method: (plugin.Config, Field(default_factory=plugin.Config, description=METHODS.help(method))),
+        method: (plugin.Config, _own_field(plugin.Config, METHODS.help(method))),
         "adapter": (adapter, Field(None, description="leave out for full fine-tuning")),
     }
     return create_model(f"{method.title()}Recipe", __base__=Recipe, __module__=__name__, **blocks)
+
+
+def _own_field(block: Any, described: str) -> Any:
+    """The field of a method's own block, which may be left out where all of its keys may."""
+    if any(field.is_required() for field in block.model_fields.values()):
+        return Field(description=described)
+    return Field(default_factory=block, description=described)
 
 
 def _block_of(registry: Registry, kind: str | None) -> Any:

@@ -16,6 +16,7 @@ from tunekit.core.registry import METHODS
 from tunekit.data import cache
 from tunekit.data.examples import ExampleReader
 from tunekit.data.fit import Fitter, TokenFacts, turn_end
+from tunekit.data.groups import make_fitter
 from tunekit.data.ledger import Ledger
 from tunekit.data.prepare import Prepared, data_key, prepare
 from tunekit.data.readers import builtin
@@ -23,10 +24,12 @@ from tunekit.data.render import Renderer, named_template
 from tunekit.data.sources import fingerprint, input_files, is_hub
 from tunekit.data.stream import Stream
 from tunekit.evaluate.contract import EvalItem
+from tunekit.evaluate.pairs import PairItem
 from tunekit.model.adapt import start_folder
 from tunekit.model.names import resolve_name
 from tunekit.model.tokenizer import load_tokenizer, rows_with_new, tokenizer_hash
 from tunekit.plan.plan import Plan
+from tunekit.recipe.kinds import material_of
 from tunekit.recipe.schema import Recipe, SourceBlock
 
 if TYPE_CHECKING:
@@ -56,7 +59,7 @@ class Inputs:
     @cached_property
     def reader(self) -> ExampleReader:
         """Reads the recipe's sources."""
-        return ExampleReader(self.base)
+        return ExampleReader(self.base, material_of(self.recipe))
 
     def look(self) -> None:
         """Looks whether the files and folders that the recipe names are there; none is read.
@@ -73,6 +76,9 @@ class Inputs:
         start = getattr(self.recipe.adapter_block, "start", None)
         if start is not None:
             looks.append(("adapter.start", partial(start_folder, start, self.base)))
+        check = getattr(METHODS.load(self.recipe.method), "check", None)
+        if check is not None:
+            looks.append((self.recipe.method, partial(check, self.recipe, self.base)))
         held_out = data.eval if isinstance(data.eval, tuple) else ()
         for part, sources in (("train", data.train), ("eval", held_out)):
             looks += [(f"data.{part}.{at}.path", partial(self._look_at, source)) for at, source in enumerate(sources)]
@@ -102,7 +108,7 @@ class Inputs:
             tokenizer_hash(tokenizer), rows_with_new(self.recipe.model, tokenizer), tokenizer.bos_token_id
         )
         isolated = METHODS.load(self.recipe.method).ISOLATED
-        return Fitter(renderer, facts, data.max_length, data.overlong, isolated)
+        return make_fitter(material_of(self.recipe), renderer, facts, data.max_length, data.overlong, isolated)
 
     @property
     def key(self) -> cache.Key:
@@ -122,10 +128,11 @@ class Inputs:
         return sha256_json(self.parts) if self.stream is not None else str(prepared.facts["fingerprint"])
 
     def prepare(self, screen: Screen, own_folder: Path) -> Prepared:
-        """Prepared data, in the cache, or in ``own_folder`` when the recipe wants none kept."""
-        return prepare(
-            self.recipe, self.reader, self.fitter, screen, cache.root() if self.recipe.data.cache else own_folder
-        )
+        """Prepared data, in the cache, or in ``own_folder`` when the recipe wants none kept; as the method wants it."""
+        folder = cache.root() if self.recipe.data.cache else own_folder
+        prepared = prepare(self.recipe, self.reader, self.fitter, screen, folder)
+        further = getattr(METHODS.load(self.recipe.method), "prepare", None)
+        return further(self, prepared, screen, folder) if further else prepared
 
     @cached_property
     def stream(self) -> Stream | None:
@@ -146,19 +153,57 @@ def eval_items(prepared: Prepared) -> list[EvalItem]:
     ledger = Ledger.load(prepared.ledger_path)
     items = []
     for row in data:
-        values = cast(dict[str, list[int]], row)
-        ids = tuple(values["input_ids"])
-        items.append(
-            EvalItem(
-                input_ids=ids,
-                trained=tuple(label >= 0 for label in values["labels"]),
-                prompt_ids=ids[: row["prompt_tokens"]] if row["prompt_tokens"] < len(ids) else (),
-                prompt_text=row["prompt"],
-                reference=row["reference"],
-                where=str(ledger[values["rows"][0]].origin),
-            )
-        )
-    return items
+        values = cast(dict[str, Any], row)
+        where = str(ledger[values["rows"][0]].origin)
+        items.append(_text_item(values, where) if values["branches"] is None else _group_item(values, where))
+    scores = data["score"]
+    return items if not items or scores[0] is None or isinstance(items[0], PairItem) else _judged(items, scores)
+
+
+def _judged(items: list[EvalItem], scores: list[float]) -> list[EvalItem]:
+    """Good and bad answers of one row as pairs; where there are none, the good answers."""
+    good = {item.where: item for item, score in zip(items, scores, strict=True) if score > 0.5}
+    bad = {item.where: item for item, score in zip(items, scores, strict=True) if score <= 0.5}
+    pairs: list[EvalItem] = [
+        PairItem(**vars(item), rejected_ids=bad[where].input_ids, rejected_trained=bad[where].trained)
+        for where, item in good.items()
+        if where in bad
+    ]
+    return pairs or list(good.values())
+
+
+def _text_item(row: dict[str, Any], where: str) -> EvalItem:
+    ids = tuple(row["input_ids"])
+    return EvalItem(
+        input_ids=ids,
+        trained=tuple(label >= 0 for label in row["labels"]),
+        prompt_ids=ids[: row["prompt_tokens"]] if row["prompt_tokens"] < len(ids) else (),
+        prompt_text=row["prompt"],
+        reference=row["reference"],
+        where=where,
+    )
+
+
+def _group_item(row: dict[str, Any], where: str) -> EvalItem:
+    """The first answer of a group as a row of its own, the second beside it; or a prompt that has no answer yet."""
+    ids, labels = tuple(row["input_ids"]), row["labels"]
+    sizes = row["branches"]
+    beginning = len(ids) - sum(sizes)
+    first = beginning + sum(sizes[:1])
+    trained = tuple(label >= 0 for label in labels[:first])
+    prompt = ids[: trained.index(True)] if any(trained) else ids[:first]
+    shared: dict[str, Any] = {"prompt_text": row["prompt"], "reference": row["reference"], "where": where}
+    if len(sizes) < 2:
+        return EvalItem(input_ids=ids[:first], trained=trained, prompt_ids=prompt, **shared)
+    second = first + sizes[1]
+    return PairItem(
+        input_ids=ids[:first],
+        trained=trained,
+        prompt_ids=prompt,
+        rejected_ids=ids[:beginning] + ids[first:second],
+        rejected_trained=(False,) * beginning + tuple(label >= 0 for label in labels[first:second]),
+        **shared,
+    )
 
 
 def planned_steps(plan: Plan, facts: dict[str, Any]) -> int:
@@ -167,4 +212,5 @@ def planned_steps(plan: Plan, facts: dict[str, Any]) -> int:
     if train.max_steps is not None:  # a stream names its steps
         return train.max_steps
     a_pass = math.ceil(int(facts["examples"]) / plan.examples_per_step)
-    return math.ceil(a_pass * (train.epochs or 1))
+    passes = getattr(plan.recipe.options, "passes", 1)  # of a method that draws answers: steps that learn from one
+    return math.ceil(a_pass * passes * (train.epochs or 1))

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunekit.core.types import Example, Message, RowError
+from tunekit.core.types import Example, Material, Message, RowError
 from tunekit.data.columns import field, filled_text, optional_text, text_of
 from tunekit.data.conversation import with_system
 from tunekit.data.readers.record import kind
 
+GIVES: Material = "texts"
 PRECEDENCE = 60
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "instruction": ("instruction",),

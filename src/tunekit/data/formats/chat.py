@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunekit.core.types import Example
+from tunekit.core.types import Example, Material
 from tunekit.data.columns import field, required, shown
 from tunekit.data.conversation import with_system
 from tunekit.data.messages import ROLES, messages_of
 from tunekit.data.toolcalls import tools_of
 
+GIVES: Material = "texts"
 PRECEDENCE = 10
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages",),

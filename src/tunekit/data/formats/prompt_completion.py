@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from tunekit.core.types import Example, Message, Role
-from tunekit.data.columns import field, filled_text, required, shown
+from tunekit.core.types import Example, Material
+from tunekit.data.columns import field, shown
 from tunekit.data.conversation import with_system
-from tunekit.data.messages import messages_of
+from tunekit.data.messages import turns_in
 from tunekit.data.toolcalls import tools_of
 
+GIVES: Material = "texts"
 PRECEDENCE = 50
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "prompt": ("prompt",),
@@ -41,16 +42,9 @@ def to_example(row: Mapping[str, Any], columns: Mapping[str, str]) -> Example:
     """
     asked = [
         replace(turn, train=False) if turn.role == "assistant" and turn.train is None else turn
-        for turn in _side(row, columns, "prompt", "user")
+        for turn in turns_in(row, columns, "prompt", FIELDS["prompt"], "user")
     ]
-    answered = _side(row, columns, "completion", "assistant")
+    answered = turns_in(row, columns, "completion", FIELDS["completion"], "assistant")
     where = f"column '{shown(row, columns, 'tools', FIELDS['tools'])}'"
     tools = tools_of(field(row, columns, "tools", FIELDS["tools"]), where)
     return Example(messages=with_system([*asked, *answered], row, columns, FIELDS["system"]), tools=tools)
-
-
-def _side(row: Mapping[str, Any], columns: Mapping[str, str], name: str, role: Role) -> list[Message]:
-    value = required(row, columns, name, FIELDS[name])
-    if isinstance(value, list | tuple):
-        return messages_of(value, f"column '{shown(row, columns, name, FIELDS[name])}'")
-    return [Message(role, filled_text(row, columns, name, FIELDS[name]))]

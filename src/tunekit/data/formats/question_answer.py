@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunekit.core.types import Example, Message
+from tunekit.core.types import Example, Material, Message
 from tunekit.data.columns import filled_text, optional_text
 from tunekit.data.conversation import with_system
 
+GIVES: Material = "texts"
 PRECEDENCE = 70
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "question": ("question", "query"),

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunekit.core.types import Example, Message, Role, RowError
-from tunekit.data.columns import field, required, shown, text_of
-from tunekit.data.conversation import need, role_of, turns_of, with_system
-from tunekit.data.toolcalls import call_of, calls_of, decoded, tools_of
+from tunekit.core.types import Example, Material
+from tunekit.data.columns import field, required, shown
+from tunekit.data.conversation import with_system
+from tunekit.data.speech import spoken
+from tunekit.data.toolcalls import tools_of
 
+GIVES: Material = "texts"
 PRECEDENCE = 20
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "conversations": ("conversations",),
@@ -22,19 +24,6 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "tools": ("tools",),
 }
 REQUIRED = ("conversations",)
-ROLES: Mapping[str, Role] = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-    "function_call": "assistant",
-}
 
 
 def matches(row: Mapping[str, Any]) -> bool:
@@ -55,22 +44,7 @@ def to_example(row: Mapping[str, Any], columns: Mapping[str, str]) -> Example:
     """
     names = FIELDS["conversations"]
     value = required(row, columns, "conversations", names)
-    listed = turns_of(value, f"column '{shown(row, columns, 'conversations', names)}'")
-    turns = [_turn(turn, f"turn {i}") for i, turn in enumerate(listed, start=1)]
+    turns = spoken(value, f"column '{shown(row, columns, 'conversations', names)}'")
     where = f"column '{shown(row, columns, 'tools', FIELDS['tools'])}'"
     tools = tools_of(field(row, columns, "tools", FIELDS["tools"]), where)
     return Example(messages=with_system(turns, row, columns, FIELDS["system"]), tools=tools)
-
-
-def _turn(turn: Mapping[str, Any], where: str) -> Message:
-    name = need(turn, "from", where)
-    role = role_of(name, ROLES, where)
-    where = f"{where} ({name})"
-    value = need(turn, "value", where)
-    if name == "function_call":
-        called = decoded(value, where)
-        calls = calls_of(called, where) if isinstance(called, list) else (call_of(called, where),)
-        if not calls:
-            raise RowError(f"{where}: there is no call in it")
-        return Message(role, "", tool_calls=calls)
-    return Message(role, text_of(value, where))

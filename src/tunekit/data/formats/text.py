@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunekit.core.types import Example, RowError
+from tunekit.core.types import Example, Material, RowError
 from tunekit.data.columns import filled_text, required, shown, text_of
 
+GIVES: Material = "texts"
 PRECEDENCE = 80
 FIELDS: Mapping[str, tuple[str, ...]] = {"text": ("text", "content")}
 REQUIRED = ("text",)

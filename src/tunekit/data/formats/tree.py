@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunekit.core.types import Example, Message, Role, RowError
+from tunekit.core.types import Example, Material, Message, Role, RowError
 from tunekit.data.columns import required, shown, text_of
 from tunekit.data.conversation import checked, need, role_of, turns_of
 from tunekit.data.readers.record import kind
 
+GIVES: Material = "texts"
 PRECEDENCE = 40
 FIELDS: Mapping[str, tuple[str, ...]] = {"prompt": ("prompt",)}
 REQUIRED = ("prompt",)

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tunekit.core.types import Example, Message, Role, RowError
+from tunekit.core.types import Example, Material, Message, Role, RowError
 from tunekit.data.columns import required, shown, text_of
 from tunekit.data.conversation import checked, need, role_of, turns_of
 
+GIVES: Material = "texts"
 PRECEDENCE = 30
 FIELDS: Mapping[str, tuple[str, ...]] = {"turns": ("turns", "conversation", "dialogue", "messages")}
 REQUIRED = ("turns",)
