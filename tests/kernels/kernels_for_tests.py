@@ -159,7 +159,7 @@ def flat_batch(rows):
     from tunekit.kernels.segments import flatten
 
     batch = flatten(Collator(0)([join(rows[at : at + 2], True) for at in range(0, len(rows), 2)]))
-    keep, targets = batch.pop("keep"), batch.pop("targets")
+    keep, targets, _ = (batch.pop(name) for name in ("keep", "targets", "owner"))
     return batch | {"attention_mask": mask_of(batch["segments"])}, keep, targets
 
 

@@ -358,14 +358,22 @@ def stand_in(real, repeats_heads):
         assert repeats_heads or "enable_gqa" not in kwargs, "2.11 does not know it"
         query, key, value = values["query"], values["key"], values["value"]  # (N, heads, D)
         assert values["enable_gqa"] or query.shape[1] == key.shape[1]
-        starts, (left, right) = values["cu_seq_q"].tolist(), values["window_size"]
-        assert values["cu_seq_q"].dtype == torch.int32 and values["cu_seq_k"].tolist() == starts
-        lengths = [b - a for a, b in pairwise(starts)]
-        assert starts[-1] == len(query) and values["max_q"] == values["max_k"] == max(lengths)
-        assert right == 0 and isinstance(values["max_q"], int)
+        starts, keys = values["cu_seq_q"].tolist(), values["cu_seq_k"].tolist()
+        assert values["cu_seq_q"].dtype == values["cu_seq_k"].dtype == torch.int32
+        lengths, seen = ([b - a for a, b in pairwise(each)] for each in (starts, keys))
+        assert starts[-1] == len(query) and keys[-1] == len(key) == len(value)
+        assert values["max_q"] == max(lengths) and values["max_k"] == max(seen)
+        left, right = values["window_size"]
+        assert right == 0 and isinstance(values["max_q"], int) and isinstance(values["max_k"], int)
         calls.append(kwargs)
-        rows = [each.transpose(0, 1)[None] for each in (query, key, value)]
-        return defined(*rows, lengths, values["scale"], None if left < 0 else left + 1)[0].to(query.dtype)
+        out = []
+        for own, all_keys, at, place in zip(lengths, seen, starts, keys):
+            before = query.new_zeros((all_keys - own, *query.shape[1:]))  # the last query lies over the last key
+            whole = torch.cat([before, query[at : at + own]]), *(x[place : place + all_keys] for x in (key, value))
+            rows = [each.transpose(0, 1)[None] for each in whole]
+            window = None if left < 0 else left + 1
+            out.append(defined(*rows, (all_keys,), values["scale"], window)[0, all_keys - own :])
+        return torch.cat(out).to(query.dtype)
 
     return varlen, calls
 

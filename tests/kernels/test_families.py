@@ -67,16 +67,50 @@ def check_tail(model, head, tail):
     assert torch.allclose(tail(seen[0]), logits, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_what_runs_flat_may_share_beginnings_and_what_does_not_may_not(kind):
+    from contextlib import nullcontext
+
+    from tunekit.train.isolation import shares_prefix
+
+    model = build(kind)
+    assert shares_prefix(model, nullcontext()) is False  # nobody has made it ready
+    flat = made_flat(model) == ""
+    assert shares_prefix(model, nullcontext()) is flat
+
+
+@pytest.mark.parametrize("kind", ["bloom", "mpt", "mamba", "lfm2", "recurrent_gemma", "falcon", "gptj", "stablelm"])
+def test_layers_that_see_the_row_as_it_lies_may_not_share(kind):
+    """ALiBi, states, convolutions, and attention that is not told of documents: as if they had been made ready."""
+    from contextlib import nullcontext
+
+    from tunekit.kernels.attention import NAME, register
+    from tunekit.train.isolation import shares_prefix
+
+    register()
+    model = build(kind)
+    model.config._attn_implementation = NAME  # some refuse the proper way
+    for module in model.modules():
+        if hasattr(module, "config"):
+            module.config._attn_implementation = NAME
+    assert shares_prefix(model, nullcontext()) is False
+
+
 @pytest.mark.parametrize("kind", ["llama", "stablelm"])
 def test_asking_leaves_no_trace(kind):
     """Modes, random state, gradients; and a model that runs padded keeps its attention."""
+    from contextlib import nullcontext
+
     import torch
+
+    from tunekit.train.isolation import shares_prefix
 
     model = build(kind).train()
     model.model.layers[0].eval()
     torch.manual_seed(9)
     before, modes = torch.get_rng_state(), {name: module.training for name, module in model.named_modules()}
     made_flat(model)
+    shares_prefix(model, nullcontext())
     assert torch.equal(torch.get_rng_state(), before)
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert all(parameter.grad is None for parameter in model.parameters())

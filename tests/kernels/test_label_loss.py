@@ -81,9 +81,9 @@ def same(found, expected, tolerance=1e-5):
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Two labelled positions at a time."""
-    from tunekit.kernels import label_loss
+    from tunekit.kernels import token_logps
 
-    monkeypatch.setattr(label_loss, "PIECE_BYTES", {"cpu": 2 * 4 * VOCABULARY, "cuda": 2 * 4 * VOCABULARY})
+    monkeypatch.setattr(token_logps, "PIECE_BYTES", {"cpu": 2 * 4 * VOCABULARY, "cuda": 2 * 4 * VOCABULARY})
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -122,9 +122,9 @@ def test_tied_logits_count_as_the_argmax_counts_them():
 
 @pytest.mark.parametrize("piece", [1, 2, 3, 5, 100])
 def test_the_size_of_the_pieces_changes_nothing(piece, monkeypatch):
-    from tunekit.kernels import label_loss
+    from tunekit.kernels import token_logps
 
-    monkeypatch.setattr(label_loss, "PIECE_BYTES", {"cpu": piece * 4 * VOCABULARY, "cuda": 0})
+    monkeypatch.setattr(token_logps, "PIECE_BYTES", {"cpu": piece * 4 * VOCABULARY, "cuda": 0})
     same(pieces(*parts_of(True)), dense(*parts_of(True)))
 
 
@@ -215,11 +215,11 @@ def test_evaluation_makes_no_gradients(monkeypatch):
     """They would cost two matrix products and a float32 copy of the head's weight for each batch."""
     import torch
 
-    from tunekit.kernels import label_loss
+    from tunekit.kernels import label_loss, token_logps
 
     head, hidden, keep, targets = parts_of(True)
     made = []
-    monkeypatch.setattr(label_loss, "_add_grads", lambda *_: made.append(1))
+    monkeypatch.setattr(token_logps.Pieces, "add", lambda *_: made.append(1))
     with torch.no_grad():
         found = label_loss.LabelHead(head, label_loss.Tail()).loss(Model(head, hidden), ids(), keep, targets)
     assert float(found.total) == pytest.approx(dense(head, hidden, keep, targets)[0], rel=1e-5)
@@ -284,10 +284,10 @@ def test_the_logits_of_a_batch_never_exist(monkeypatch):
     """300 labelled positions at a vocabulary of 2,000, ten at a time: the weight's gradient is the largest tensor."""
     import torch
 
-    from tunekit.kernels import label_loss
+    from tunekit.kernels import label_loss, token_logps
 
     vocabulary, labels, width = 2000, 300, 16
-    monkeypatch.setattr(label_loss, "PIECE_BYTES", {"cpu": 10 * 4 * vocabulary, "cuda": 0})
+    monkeypatch.setattr(token_logps, "PIECE_BYTES", {"cpu": 10 * 4 * vocabulary, "cuda": 0})
     head, hidden = torch.nn.Linear(width, vocabulary, bias=False), torch.randn(1, 400, width, requires_grad=True)
     keep, targets = torch.arange(labels), torch.randint(0, vocabulary, (labels,))
     label_head, given = label_loss.LabelHead(head, label_loss.Tail()), {"input_ids": torch.zeros((1, 400))}

@@ -1,7 +1,8 @@
 """Attention within the documents of a flat row, registered with transformers' AttentionInterface as ``tunekit``.
 
-On CUDA it is torch's variable-length flash attention; elsewhere one causal call for all documents of a length. There
-is never a mask of (N, N). Without `Segments`, in generation for one, it is transformers' own ``sdpa``.
+On CUDA it is torch's variable-length flash attention; elsewhere one causal call for all documents of a length. A branch
+sees the beginning of another document before its own tokens. There is never a mask of (N, N). Without `Segments`, in
+generation for one, it is transformers' own ``sdpa``.
 """
 
 from __future__ import annotations
@@ -129,11 +130,43 @@ def _varlen(
     if _VARLEN < (2, 12):
         options = {}
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    left = -1 if window is None or window >= segments.longest else window - 1
-    q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))  # (N, heads, D)
     starts, longest = segments.starts, segments.longest
-    attend: Any = varlen_attn
-    return attend(q, k, v, starts, starts, longest, longest, scale=scaling, window_size=(left, 0), **options)[None]  # type: ignore[no-any-return]
+    key_starts, longest_keys = starts, longest
+    if segments.key_starts is not None:
+        key, value = (_repeated(each, segments) for each in (key, value))
+        key_starts = segments.key_starts
+        longest_keys = max(length + seen for length, seen in zip(segments.lengths, segments.seen, strict=True))
+    left = -1 if window is None or window >= longest_keys else window - 1
+    q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))  # (N, heads, D)
+    attend: Any = varlen_attn  # the last query of a document lies over its last key, whatever their numbers
+    options |= {"scale": scaling, "window_size": (left, 0)}
+    return attend(q, k, v, starts, key_starts, longest, longest_keys, **options)[None]  # type: ignore[no-any-return]
+
+
+def _beginnings(part: torch.Tensor, segments: Segments, most: int | None) -> list[torch.Tensor]:
+    """What each branch sees of another document, (1, heads, tokens, D); of that the last ``most`` tokens.
+
+    One split for all: its gradient is one tensor of the row's length, whatever the number of branches.
+    """
+    shared = dict(segments.prefixes)
+    sizes: list[int] = []
+    places: dict[int, int] = {}
+    for document, length in enumerate(segments.lengths[: segments.plain]):
+        seen = shared.get(document, 0)
+        kept = seen if most is None else min(seen, most)
+        places[document] = len(sizes) + 1
+        sizes += [seen - kept, kept, length - seen]
+    parts = torch.split(part, [*sizes, part.shape[2] - sum(sizes)], dim=2)
+    return [parts[places[document]] for document, _ in segments.prefixes]
+
+
+def _repeated(part: torch.Tensor, segments: Segments) -> torch.Tensor:
+    """(1, heads, N, D) with what each branch sees before its own, for `Segments.key_starts`."""
+    first, branches = segments.plain, len(segments.prefixes)
+    sizes = [sum(segments.lengths[:first]), *segments.lengths[first:]]
+    plain, *others = torch.split(part, sizes, dim=2)
+    both = zip(_beginnings(part, segments, None), others, strict=False)
+    return torch.cat([plain, *(each for pair in both for each in pair), *others[branches:]], dim=2)
 
 
 def _by_length(
@@ -149,11 +182,19 @@ def _by_length(
     """One call for all documents of a length; the parts are views, split and joined once."""
     sizes = [count * length for count, length in segments.groups]
     parts = (torch.split(each, sizes, dim=2) for each in (query, key, value))
-    out = []
+    most = None if window is None else window - 1
+    before = [_beginnings(each, segments, most) if segments.prefixes else [] for each in (key, value)]
+    out, document = [], 0
     for q, k, v, (count, length) in zip(*parts, segments.groups, strict=True):
         q, k, v = (_documents(each, count, length) for each in (q, k, v))  # (count, heads, length, D)
-        narrow = window is not None and window < length
-        mask = _causal(length, window if narrow else None, query.device) if narrow or softcap is not None else None
+        if segments.seen[document]:
+            branches = slice(document - segments.plain, document - segments.plain + count)
+            k, v = (torch.cat([torch.cat(seen[branches]), own], 2) for seen, own in zip(before, (k, v), strict=True))
+        document += count
+        narrow = window is not None and window < k.shape[2]
+        mask = None
+        if narrow or softcap is not None or k.shape[2] > length:
+            mask = _causal(length, k.shape[2], window if narrow else None, query.device)
         if softcap is not None:
             found = _with_softcap(q, k, v, mask, scaling, softcap, dropout)
         else:
@@ -170,9 +211,15 @@ def _documents(part: torch.Tensor, count: int, length: int) -> torch.Tensor:
     return part[0].reshape(heads, count, length, size).transpose(0, 1)
 
 
-def _causal(length: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """(length, length): True where a query may look; the corner of a larger one that is kept."""
-    return _kept_mask(max(256, 1 << (length - 1).bit_length()), window, device)[:length, :length]
+def _causal(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """(queries, keys), the last over the last: True where a query may look.
+
+    As many queries as keys: the corner of a larger one that is kept.
+    """
+    if queries == keys:
+        return _kept_mask(max(256, 1 << (keys - 1).bit_length()), window, device)[:keys, :keys]
+    allowed = torch.ones((queries, keys), dtype=torch.bool, device=device).tril(keys - queries)
+    return allowed if window is None else allowed.triu(keys - queries + 1 - window)
 
 
 @lru_cache(maxsize=4)

@@ -6,32 +6,18 @@ there from the hidden states, piece by piece, in the forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from tunekit.kernels.segments import rounded
+from tunekit.kernels.token_logps import Pieces, TokenLogps, arithmetic, logps_of, no_grads, times, token_logps
+from tunekit.kernels.token_logps import Tail as Tail
 
-PIECE_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
-"""Bytes of the float32 logits of one piece."""
 _TRIED, _LARGE = 7, 100.0
 """Tokens of the pass that finds out what a model does to its logits, and the largest of the head's output in it."""
-
-
-@dataclass(frozen=True)
-class Tail:
-    """What a model does to its head's output: logits = cap x tanh(output x scale / cap); output x scale without."""
-
-    scale: float = 1.0
-    cap: float | None = None
-
-    def __call__(self, output: torch.Tensor) -> torch.Tensor:
-        """Logits of the head's output."""
-        output = output if self.scale == 1.0 else output * self.scale
-        return output if self.cap is None else self.cap * torch.tanh(output / self.cap)
 
 
 @dataclass(frozen=True)
@@ -132,16 +118,70 @@ class LabelHead:
             targets: (L,) those tokens.
             smoothing: label smoothing: so much of the target's probability is spread over all V tokens.
         """
-        asked = self.asked = _Asked(tuple(inputs["input_ids"].shape), keep, targets, smoothing)
-        try:
-            outputs = model(**inputs, use_cache=False)
-        finally:
-            self.asked = None
+        asked, outputs = self._run(
+            model, inputs, keep, lambda hidden, tail: _loss(hidden, self.head, targets, tail, smoothing)
+        )
         if self.tail is not None:
-            return LabelLoss(asked.found[0], asked.found[1], outputs)
+            total, correct = asked.found
+            return LabelLoss(total, correct, outputs)
         logits = outputs.logits[0].float()  # (L, V)
         total = nn.functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
         return LabelLoss(total, (logits.detach().argmax(-1) == targets).sum(), outputs)
+
+    def logps(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        keep: torch.Tensor,
+        targets: torch.Tensor,
+        *,
+        temperature: float = 1.0,
+        entropy: bool = False,
+    ) -> TokenLogps:
+        """Runs a model, and computes the log-probabilities of tokens where its head stands.
+
+        Args:
+            model: as for `loss`.
+            inputs: as for `loss`.
+            keep: (L,) positions of the flattened (B, T); one may stand there several times.
+            targets: (L,) the token after each.
+            temperature: divides the logits.
+            entropy: of the distribution at each position; wanted or not.
+        """
+        options: dict[str, Any] = {"temperature": temperature, "entropy": entropy}
+        asked, outputs = self._run(
+            model, inputs, keep, lambda hidden, tail: token_logps(hidden, self.head, targets, tail, **options)
+        )
+        found = asked.found if self.tail is not None else logps_of(outputs.logits[0], targets, **options)
+        assert asked.hidden is not None, "the head was called without its hook"
+        logps, spread, correct = found
+        return TokenLogps(logps, spread, correct, asked.hidden, outputs)
+
+    def states(self, model: nn.Module, inputs: Mapping[str, Any], keep: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Runs a model without its head: what the head would be given at ``keep`` (L, E), and the model's outputs.
+
+        Where there is no ``tail``: the logits (L, V) that the model makes of it.
+
+        Args:
+            model: as for `loss`.
+            inputs: as for `loss`.
+            keep: as for `logps`.
+        """
+        asked, outputs = self._run(model, inputs, keep, lambda hidden, tail: ())
+        if self.tail is None:
+            return outputs.logits[0], outputs
+        assert asked.hidden is not None, "the head was called without its hook"
+        return asked.hidden, outputs
+
+    def _run(
+        self, model: nn.Module, inputs: Mapping[str, Any], keep: torch.Tensor, work: Callable[..., tuple[Any, ...]]
+    ) -> tuple[_Asked, Any]:
+        """A forward pass in which the head does this work instead of its own, where it can."""
+        asked = self.asked = _Asked(tuple(inputs["input_ids"].shape), keep, work)
+        try:
+            return asked, model(**inputs, use_cache=False)
+        finally:
+            self.asked = None
 
     def _before(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         asked = self.asked
@@ -157,36 +197,34 @@ class LabelHead:
         asked = self.asked
         if asked is not None and self.tail is not None:
             assert asked.hidden is not None, "the head was called without its hook"
-            asked.found = _loss(asked.hidden, self.head, asked.targets, self.tail, asked.smoothing)
+            asked.found = asked.work(asked.hidden, self.tail)
 
 
 @dataclass
 class _Asked:
-    """One forward pass whose loss is wanted."""
+    """One forward pass in which the head is to do some work on the hidden states at ``keep``."""
 
     shape: tuple[int, ...]
     keep: torch.Tensor
-    targets: torch.Tensor
-    smoothing: float
+    work: Callable[..., tuple[Any, ...]]
     hidden: torch.Tensor | None = None
-    found: tuple[torch.Tensor, torch.Tensor] = ()  # type: ignore[assignment]
+    found: tuple[Any, ...] = ()
 
 
 def _loss(
     hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor, tail: Tail, smoothing: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """In the arithmetic of the forward pass around it."""
-    device = hidden.device.type
-    mixed = torch.is_autocast_enabled(device)
-    weight, bias = head.weight, head.bias
-    dtype = torch.get_autocast_dtype(device) if mixed else weight.dtype
-    with torch.autocast(device, enabled=False):
+    dtype = arithmetic(hidden, head.weight)  # type: ignore[arg-type]
+    with torch.autocast(hidden.device.type, enabled=False):
         learns = torch.is_grad_enabled()  # within the function it never is
-        values = _Pieces.apply(hidden, weight, bias, targets, tail, smoothing, dtype, learns)  # type: ignore[no-untyped-call]
+        values = _LossInPieces.apply(  # type: ignore[no-untyped-call]
+            hidden, head.weight, head.bias, targets, tail, smoothing, dtype, learns
+        )
     return values[0], values[1]
 
 
-class _Pieces(torch.autograd.Function):
+class _LossInPieces(torch.autograd.Function):
     """Summed cross-entropy; its gradients are computed beside it, while a piece's logits are there."""
 
     @staticmethod
@@ -201,25 +239,14 @@ class _Pieces(torch.autograd.Function):
         dtype: torch.dtype,
         learns: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        wanted = [learns and want for want in ctx.needs_input_grad[:3]]
-        table, states = weight.to(dtype), hidden.to(dtype)  # (V, E), (L, E)
-        grads = [
-            torch.zeros_like(each, dtype=kind) if want and each is not None else None
-            for each, kind, want in zip(
-                (hidden, weight, bias), (dtype, torch.float32, torch.float32), wanted, strict=True
-            )
-        ]
+        given, wanted = (hidden, weight, bias), [learns and want for want in ctx.needs_input_grad[:3]]
+        grads = no_grads(given, wanted, dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         correct = torch.zeros((), dtype=torch.long, device=hidden.device)
-        labelled = len(targets)
-        if hidden.device.type == "cpu" and dtype == torch.bfloat16:  # few shapes: see `segments.rounded`
-            states = nn.functional.pad(states, (0, 0, 0, rounded(labelled) - labelled))
-        size = max(1, PIECE_BYTES.get(hidden.device.type, PIECE_BYTES["cuda"]) // (4 * table.shape[0]))
-        for start in range(0, labelled, size):
-            piece, labels = states[start : start + size], targets[start : start + size, None]
-            real = len(labels)
-            logits = (piece @ table.T if bias is None else torch.addmm(bias.to(dtype), piece, table.T))[:real].float()
-            slope = _bend(logits, tail)
+        pieces = Pieces.of(hidden, weight, bias, tail, dtype)
+        for rows in pieces.rows():
+            labels = targets[rows, None]
+            logits, slope = pieces.logits(rows)
             top, likeliest = logits.max(-1, keepdim=True)
             right = logits.gather(-1, labels)
             correct += (likeliest == labels).sum()
@@ -233,50 +260,13 @@ class _Pieces(torch.autograd.Function):
             grad.scatter_add_(-1, labels, torch.full_like(right, smoothing - 1))
             if smoothing:
                 grad.sub_(smoothing / grad.shape[-1])
-            if slope is not None:
-                grad.mul_(slope)
-            grad = grad.to(dtype)
-            if len(piece) > real:
-                grad = nn.functional.pad(grad, (0, 0, 0, len(piece) - real))
-            _add_grads(grads, grad, piece, table, slice(start, start + real))
-        ctx.grads, ctx.dtypes = grads, [None if each is None else each.dtype for each in (hidden, weight, bias)]
+            pieces.add(grads, grad, slope, rows)
+        ctx.grads, ctx.dtypes = grads, [None if each is None else each.dtype for each in given]
         ctx.mark_non_differentiable(correct)
         return total, correct
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor, _: Any) -> tuple[Any, ...]:  # type: ignore[override]
-        # times 1 / the number of labels, which bfloat16 would round: always in float32
-        hidden, weight, bias = (
-            None if grad is None else grad.float().mul_(upstream).to(dtype)
-            for grad, dtype in zip(ctx.grads, ctx.dtypes, strict=True)
-        )
+        found = times(ctx.grads, upstream, ctx.dtypes)
         ctx.grads = None
-        return hidden, weight, bias, None, None, None, None, None
-
-
-def _bend(output: torch.Tensor, tail: Tail) -> torch.Tensor | None:
-    """Turns a head's output into logits, in place; returns d logits / d output where that is not 1."""
-    if tail.scale != 1.0:
-        output.mul_(tail.scale)
-    if tail.cap is None:
-        return None if tail.scale == 1.0 else output.new_full((1, 1), tail.scale)
-    output.div_(tail.cap).tanh_()
-    slope = (1 - output.square()).mul_(tail.scale)
-    output.mul_(tail.cap)
-    return slope
-
-
-def _add_grads(
-    grads: list[torch.Tensor | None], grad: torch.Tensor, piece: torch.Tensor, table: torch.Tensor, rows: slice
-) -> None:
-    """Adds a piece's share to the gradients of (hidden, weight, bias)."""
-    hidden, weight, bias = grads
-    if hidden is not None:
-        hidden[rows] = (grad @ table)[: rows.stop - rows.start]
-    if weight is not None:
-        if grad.dtype == torch.float32:
-            weight.addmm_(grad.T, piece)
-        else:
-            weight.add_(grad.T @ piece)
-    if bias is not None:
-        bias.add_(grad.sum(0, dtype=torch.float32))
+        return (*found, None, None, None, None, None)

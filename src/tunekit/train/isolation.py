@@ -24,6 +24,8 @@ _NOTED = "tunekit_noted"
 """The attention of the probe: tunekit's, with a look at what it is given."""
 _AGREES = {"float32": 2e-3, "bfloat16": 0.1, "float16": 0.02}
 """How far the logits of a flat row may be from those of its documents alone, as a share of their norm."""
+_REFUSALS = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, AssertionError)
+"""What models raise that are given what they do not know."""
 
 
 def run_flat(
@@ -42,7 +44,7 @@ def run_flat(
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    from tunekit.kernels.attention import NAME, attention, mask_of, register
+    from tunekit.kernels.attention import NAME, attention, register
 
     wanted = plan.recipe.model.attention
     if settled := _settled(model, wanted, compiled):
@@ -58,13 +60,7 @@ def run_flat(
 
     def together(documents: list[list[int]]) -> list[torch.Tensor]:
         """Logits (tokens, V) of each document in one row."""
-        batch = flatten(_batch(documents))
-        batch = {name: value.to(plain.device) for name, value in batch.items() if name not in ("keep", "targets")}
-        segments = batch.pop("segments")
-        if wanted == "auto":
-            batch |= {"segments": segments, "attention_mask": mask_of(segments)}
-        logits = model(**batch, use_cache=False).logits[0].float()
-        return list(logits.split(segments.lengths))
+        return _in_one_row(model, _batch(documents), with_segments=wanted == "auto")
 
     with evaluating(model), arithmetic, _token_by_token(model):
         try:
@@ -75,7 +71,7 @@ def run_flat(
                 AttentionMaskInterface.register(_NOTED, sdpa_mask)
                 plain.set_attn_implementation(_NOTED)
             found, perturbed = together(ids), together([others[0], *ids[1:]])
-        except (ValueError, TypeError, RuntimeError, LookupError, AttributeError, AssertionError) as error:
+        except _REFUSALS as error:
             if out_of_memory(error):
                 raise
             why = f"{plain.config.model_type} does not take it: {str(error).partition(chr(10))[0]}"
@@ -84,6 +80,55 @@ def run_flat(
     if wanted == "auto":
         plain.set_attn_implementation(before if why else NAME)
     return why
+
+
+def shares_prefix(model: PreTrainedModel, arithmetic: AbstractContextManager[object]) -> bool:
+    """Whether branches of an example may share its beginning in a flat row of this model.
+
+    Two branches run behind one beginning, and each alone; then the tokens of one and of the other change, which nothing
+    else must notice.
+
+    Args:
+        model: that `run_flat` has made ready; any other says no.
+        arithmetic: the context of training's mixed precision.
+    """
+    from tunekit.kernels.attention import NAME
+
+    plain: Any = plain_model(model)
+    if plain.config._attn_implementation != NAME:
+        return False
+    (beginning, one, two), (_, *changed) = _documents(plain, 0), _documents(plain, LENGTH)
+
+    def together(*branches: list[int]) -> list[torch.Tensor]:
+        """Logits of the beginning with the first branch, and of the second."""
+        return _in_one_row(model, _group(beginning, list(branches)), with_segments=True)
+
+    with evaluating(model), arithmetic, _token_by_token(model):
+        try:
+            alone = [model(**_alone(plain, beginning + own), use_cache=False).logits[0].float() for own in (one, two)]
+            (first, second), moved, other = together(one, two), together(changed[0], two), together(one, changed[1])
+        except _REFUSALS as error:
+            if out_of_memory(error):
+                raise
+            return False
+        apart = len(beginning)
+        return not (
+            _compare(plain, [alone[0], alone[1][apart:]], [first, second], [moved[0], moved[1]])
+            or _compare(plain, [alone[1][apart:], alone[0]], [second, first], [other[1], other[0]])
+        )
+
+
+def _in_one_row(model: PreTrainedModel, batch: dict[str, torch.Tensor], *, with_segments: bool) -> list[torch.Tensor]:
+    """Logits (tokens, V) of each document of a batch that runs as a flat row."""
+    from tunekit.kernels.attention import mask_of
+
+    laid_out, device = flatten(batch), plain_model(model).device
+    segments = laid_out["segments"].to(device)
+    inputs: dict[str, Any] = {name: laid_out[name].to(device) for name in ("input_ids", "position_ids")}
+    if with_segments:
+        inputs |= {"segments": segments, "attention_mask": mask_of(segments)}
+    logits = model(**inputs, use_cache=False).logits[0].float()
+    return list(logits.split(segments.lengths))
 
 
 @contextmanager
@@ -156,6 +201,16 @@ def _alone(plain: Any, document: list[int]) -> dict[str, torch.Tensor]:
 def _batch(documents: list[list[int]]) -> dict[str, torch.Tensor]:
     examples = [{"input_ids": ids, "labels": [-100] * len(ids)} for ids in documents]
     return Collator(0)(examples)
+
+
+def _group(beginning: list[int], branches: list[list[int]]) -> dict[str, torch.Tensor]:
+    """A batch of one example: a beginning and branches that go on from it."""
+    import torch
+
+    places = [range(len(beginning))] + [range(len(beginning), len(beginning) + len(own)) for own in branches]
+    ids = [*beginning, *(token for own in branches for token in own)]
+    example = {"input_ids": ids, "labels": [-100] * len(ids), "position_ids": [at for part in places for at in part]}
+    return Collator(0)([example]) | {"branches": torch.tensor([[len(own) for own in branches]])}
 
 
 def check_causal(model: PreTrainedModel, arithmetic: AbstractContextManager[object]) -> None:
