@@ -35,7 +35,7 @@ LAYER_EXCEPTIONS = {
 }
 PLUGINS = (
     "tunekit.methods", "tunekit.model.adapters", "tunekit.data.formats", "tunekit.evaluate.tasks",
-    "tunekit.evaluate.metrics", "tunekit.evaluate.engines", "tunekit.model.quantizers",
+    "tunekit.evaluate.metrics", "tunekit.evaluate.engines", "tunekit.model.quantizers", "tunekit.rl.rewards",
 )  # fmt: skip
 BROAD_EXCEPT = {"tunekit.cli.shared"}  # the last resort of the program
 DANGEROUS = {
@@ -51,7 +51,10 @@ WHOLE_ENVIRONMENT = {
     "tunekit.runs.scrub",  # the values of secrets are looked for, to be taken out of what is shown
 }
 IMPORTED_INSIDE_FUNCTIONS = {
-    "tunekit.kernels.attention", "tunekit.kernels.label_loss", "tunekit.kernels.segments",
+    "tunekit.kernels.attention", "tunekit.kernels.label_loss", "tunekit.kernels.segments", "tunekit.kernels.token_logps",
+    "tunekit.kernels.divergence", "tunekit.rl.pair_losses", "tunekit.rl.kto_loss", "tunekit.rl.advantages",
+    "tunekit.rl.policy_losses", "tunekit.rl.pairs", "tunekit.rl.kto", "tunekit.rl.scores", "tunekit.rl.policy",
+    "tunekit.rl.teaching", "tunekit.rl.groups", "tunekit.rl.compared", "tunekit.rl.estimated",
     "tunekit.train.causal", "tunekit.train.trainer", "tunekit.train.batches", "tunekit.train.muon",
     "tunekit.train.callbacks", "tunekit.train.guards", "tunekit.train.late", "tunekit.train.ranks",
     "tunekit.train.saving", "tunekit.evaluate.statistics",

@@ -38,6 +38,22 @@ class Shown:
     reference: str
 
 
+class Told(Protocol):
+    """A row as reports want it."""
+
+    @property
+    def where(self) -> str:
+        """``file:line`` of the row."""
+
+    @property
+    def prompt_text(self) -> str:
+        """The prompt as shown to people."""
+
+    @property
+    def reference(self) -> str:
+        """The answer that the data holds."""
+
+
 class Asked(Protocol):
     """What a task makes of a row."""
 
@@ -165,7 +181,7 @@ def softmax(scores: Sequence[float]) -> list[float]:
 
 
 def results(
-    task: str, found: Sequence[scoring.Scores], items: Sequence[Shown], texts: Sequence[str], started: float
+    task: str, found: Sequence[scoring.Scores], items: Sequence[Told], texts: Sequence[str], started: float
 ) -> list[TaskResult]:
     """One result a metric; ``started``: what ``time.perf_counter`` said when the task began."""
     seconds = time.perf_counter() - started

@@ -118,20 +118,41 @@ class TransformersEngine:
         Raises:
             DataError: a prompt is empty, or fills the model's positions.
         """
+        found: dict[int, Generated] = {}
+        stops = stop_tokens(self.model, self.tokenizer, self.stop_ids)
+
+        def tell(index: int, ids: list[int]) -> None:
+            found[index] = self._answer(requests[index], ids, stops)
+            done(index, found[index])
+
+        self.tokens(requests, screen, what, tell)
+        return [found[index] for index in range(len(requests))]
+
+    def tokens(
+        self,
+        requests: Sequence[Prompt],
+        screen: Screen,
+        what: str,
+        done: Callable[[int, list[int]], None] = lambda index, ids: None,
+    ) -> list[list[int]]:
+        """As `generate`, the answers as the model wrote them: token ids, with the end token where it came.
+
+        Raises:
+            DataError: a prompt is empty, or fills the model's positions.
+        """
         _check_lengths((len(request.ids) + 1 for request in requests), self.positions)
         asked = [self._with_room(request) for request in requests]
         short = sum(now.max_new_tokens < before.max_new_tokens for now, before in zip(asked, requests, strict=True))
         if short:
             screen.warn(f"{short} of {len(requests)} prompts leave room for shorter answers only")
-        found: dict[int, Generated] = {}
+        found: dict[int, list[int]] = {}
         stops = stop_tokens(self.model, self.tokenizer, self.stop_ids)
         with evaluating(self.model), screen.step(what, len(requests), "answers") as step:
             for batch in self._jobs(asked):
 
                 def tell(place: int, ids: list[int], batch: Sequence[int] = batch) -> None:
-                    index = batch[place]
-                    found[index] = self._answer(asked[index], ids, stops)
-                    done(index, found[index])
+                    found[batch[place]] = ids
+                    done(batch[place], ids)
                     step.advance()
 
                 prompts = [asked[index] for index in batch]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tunekit.core.progress import Screen
 from tunekit.core.registry import TASKS
 from tunekit.evaluate.contract import Item, Spec, TaskResult
+from tunekit.evaluate.pairs import PairItem, likelier
 
 if TYPE_CHECKING:
     from tunekit.evaluate.statistics import Array, Interval, Statistic
@@ -41,7 +42,9 @@ def rows_of(items: Sequence[AnyItem], limit: int | None) -> list[AnyItem]:
 def evaluate_model(
     model: Any, tokenizer: Any, items: Sequence[Item], spec: Spec, screen: Screen, *, stop_ids: Sequence[int] = ()
 ) -> list[TaskResult]:
-    """Runs the tasks of the recipe: perplexity, and generation where asked for. The model is left as it was.
+    """Runs the tasks of the recipe: perplexity or, of pairs, which answer is likelier; and generation where asked for.
+
+    The model is left as it was.
 
     Args:
         model: a causal language model of transformers or PEFT, on its device.
@@ -61,10 +64,14 @@ def evaluate_model(
     rows = rows_of(items, spec.limit)
     # what rows have in common is not shared: in the middle of a training the model's attention may have no cache
     engine = TransformersEngine(model, tokenizer, batch_size=spec.batch_size, stop_ids=tuple(stop_ids), share=False)
-    options: dict[str, dict[str, Any]] = {"perplexity": {}}
+    results: list[TaskResult] = []
+    options: dict[str, dict[str, Any]] = {}
+    if pairs := [row for row in rows if isinstance(row, PairItem)]:
+        results += likelier(engine, pairs, screen)
+    elif any(any(row.trained) for row in rows):
+        options["perplexity"] = {}
     if spec.generate:
         options["generation"] = {"max_new_tokens": spec.max_new_tokens, "metrics": tuple(spec.metrics)}
-    results: list[TaskResult] = []
     for name, chosen in options.items():
         task = TASKS.load(name)
         results += task.run(engine, rows, task.Config(**chosen), screen=screen)

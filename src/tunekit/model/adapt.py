@@ -74,6 +74,9 @@ def _with_peft(
         config.target_modules = resolve_targets(model, block.targets)
     if getattr(block, "train_modules", ()):
         config.modules_to_save = list(block.train_modules)
+    if hasattr(model, "score"):  # a fresh head is trained whole
+        config.task_type = "SEQ_CLS"
+        config.modules_to_save = [*(config.modules_to_save or ()), "score"]
     if new_tokens:
         train_with(config, dict(new_tokens), block.kind)
     with _refusals(block.kind):

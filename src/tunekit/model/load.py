@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunekit.core.errors import MachineError, UserError, raise_all
+from tunekit.core.registry import METHODS
 from tunekit.model import kbit
 from tunekit.model.adapt import with_adapter
 from tunekit.model.names import resolve_name
@@ -58,13 +59,14 @@ def load_model(plan: Plan, steps: int = 0) -> Loaded:
 
 
 def _base(plan: Plan, dtype: torch.dtype) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
-
     block = plan.recipe.model
+    auto, labels = _head(plan)
     name = resolve_name(block.name)
     options: dict[str, Any] = {} if block.attention == "auto" else {"attn_implementation": block.attention}
     if name.random:
-        return AutoModelForCausalLM.from_config(load_config(block), dtype=dtype, **options)
+        config = load_config(block)
+        config.update(labels)
+        return auto.from_config(config, dtype=dtype, **options)  # type: ignore[no-any-return]
     config = load_config(block)
     stored = kbit.quantized_of(config)
     if stored is not None and block.quantize is None:
@@ -72,18 +74,28 @@ def _base(plan: Plan, dtype: torch.dtype) -> PreTrainedModel:
     options |= kbit.load_options(block.quantize, _compute_dtype(plan), plan.hardware.device, config)
     with hub_errors(name):
         try:
-            return AutoModelForCausalLM.from_pretrained(
+            return auto.from_pretrained(  # type: ignore[no-any-return]
                 name.location,
                 revision=block.revision,
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
+                **labels,
                 **options,
             )
         except ImportError as error:
             raise MachineError(
                 str(error).strip().splitlines()[0], where="model", fix="`tunekit doctor` shows what is missing"
             ) from error
+
+
+def _head(plan: Plan) -> tuple[Any, dict[str, Any]]:
+    """The class that loads the model with the head that the method trains, and options of its configuration."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    if getattr(METHODS.load(plan.method), "HEAD", "language") == "score":
+        return AutoModelForSequenceClassification, {"num_labels": 1}
+    return AutoModelForCausalLM, {}
 
 
 def _kind_and_bits(words: str) -> tuple[str, int]:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, turn_end: int | None) -> list[int]:
     """The ids at which generation stops: the tokenizer's EOS, the model's own, and the chat template's end of turn."""
-    own = model.generation_config.eos_token_id if model.generation_config is not None else None
+    generation = getattr(model, "generation_config", None)  # a model that scores has none
+    own = generation.eos_token_id if generation is not None else None
     ids = [tokenizer.eos_token_id, turn_end, *(own if isinstance(own, list) else [own])]
     return sorted({token for token in ids if token is not None})
 
@@ -69,15 +70,16 @@ def save_model(
         OSError: the disk is full or not writable; nothing is left behind.
     """
     with staged(folder) as staging:
-        if model.generation_config is not None:
-            model.generation_config.eos_token_id = stop_ids(tokenizer, model, turn_end)
-            model.generation_config.pad_token_id = tokenizer.pad_token_id
+        generation = getattr(model, "generation_config", None)
+        if generation is not None:
+            generation.eos_token_id = stop_ids(tokenizer, model, turn_end)
+            generation.pad_token_id = tokenizer.pad_token_id
         model.config.use_cache = True
         model.save_pretrained(staging, **_rows_option(model, facts))
         (staging / CARD).unlink(missing_ok=True)  # PEFT's names the place where this machine keeps the base
         convert(staging, initial or {})
-        if not (staging / "generation_config.json").exists() and model.generation_config is not None:
-            model.generation_config.save_pretrained(staging)  # an adapter's folder needs the stop ids as well
+        if not (staging / "generation_config.json").exists() and generation is not None:
+            generation.save_pretrained(staging)  # an adapter's folder needs the stop ids as well
         tokenizer.save_pretrained(staging)
         if facts is not None:
             write_manifest(staging, {**facts, "rows": embedding_rows(model.config)}, tokenizer)

@@ -54,8 +54,8 @@ def check_names(model: PreTrainedModel, names: Iterable[str], where: str) -> Non
 
 def linear_names(model: PreTrainedModel) -> list[str]:
     """Full names of the linear layers (also GPT-2's, and quantized ones), without the output head."""
-    head = model.get_output_embeddings()
-    return [name for name, module in model.named_modules() if _is_linear(module) and module is not head]
+    heads = (model.get_output_embeddings(), getattr(model, "score", None))
+    return [name for name, module in model.named_modules() if _is_linear(module) and module not in heads]
 
 
 def _is_linear(module: Any) -> bool:

@@ -47,6 +47,11 @@ class RunFolder:
         return self.path / ("samples.jsonl" if rank == 0 else f"samples-{rank}.jsonl")
 
     @property
+    def rollouts(self) -> Path:
+        """Answers that a policy gave while it was trained, with their rewards, one JSON object a line."""
+        return self.path / "rollouts.jsonl"
+
+    @property
     def staging(self) -> Path:
         """Where checkpoints are written before they are put in place."""
         return self.path / ".staging"

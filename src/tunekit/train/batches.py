@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import accumulate, islice, pairwise
 from typing import Any, Literal
 
 import torch
@@ -28,6 +29,8 @@ class EpochBatches(Sampler[list[int]]):
         rank, world: this rank, and the number of ranks.
         order: sequential, random, or random batches of similar length.
         seed: of the permutation; the epoch is added.
+        window: so many batches belong together, see `windows`.
+        passes: so often a window is gone through before the next, in another order each time.
     """
 
     EMPTY = -1
@@ -42,10 +45,18 @@ class EpochBatches(Sampler[list[int]]):
         world: int,
         order: Order,
         seed: int,
+        window: int = 1,
+        passes: int = 1,
     ) -> None:
         assert global_batch % (micro_batch * world) == 0, (global_batch, micro_batch, world)
         self.lengths, self.global_batch, self.micro_batch = lengths, global_batch, micro_batch
         self.rank, self.world, self.order, self.seed, self.epoch = rank, world, order, seed, 0
+        self.window, self.passes = window, passes
+
+    @property
+    def windowed(self) -> bool:
+        """Whether batches belong together."""
+        return self.window > 1 or self.passes > 1
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch's permutation."""
@@ -53,14 +64,19 @@ class EpochBatches(Sampler[list[int]]):
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.lengths), self.global_batch)
+        parts = self.global_batch // self.world // self.micro_batch
+        if self.windowed:
+            return (whole + (rest > 0)) * parts * self.passes
         share = -(-rest // self.world)
-        return whole * (self.global_batch // self.world // self.micro_batch) + -(-share // self.micro_batch)
+        return whole * parts + -(-share // self.micro_batch)
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.global_batches():
             if self.order != "sequential":  # dealt out by length: no rank and no micro-batch gets all the long ones
                 batch = sorted(batch, key=lambda i: -self.lengths[i])
-            filled = batch + [self.EMPTY] * (-len(batch) % self.world)
+            # a partial batch of a window is not the last one: a step has as many micro-batches as any other
+            whole = self.global_batch if self.windowed else self.world
+            filled = batch + [self.EMPTY] * (-len(batch) % whole)
             mine = filled[self.rank :: self.world]
             parts = -(-len(mine) // self.micro_batch)
             if self.order == "sequential":
@@ -68,8 +84,28 @@ class EpochBatches(Sampler[list[int]]):
             else:
                 yield from (mine[part::parts] for part in range(parts))
 
+    def windows(self) -> list[list[list[int]]]:
+        """The epoch's batches, one a step, in the windows that belong together; a last one may be shorter."""
+        batches = self._batches()
+        if not self.windowed:
+            return [[batch] for batch in batches]
+        found = []
+        for number, start in enumerate(range(0, len(batches), self.window)):
+            part = batches[start : start + self.window]
+            steps = list(part)
+            rows = [row for batch in part for row in batch]
+            for turn in range(1, self.passes):
+                mixed = random.Random(f"{self.seed} {self.epoch} {number} {turn}").sample(rows, len(rows))
+                cuts = [0, *accumulate(map(len, part))]
+                steps += [mixed[begin:end] for begin, end in pairwise(cuts)]
+            found.append(steps)
+        return found
+
     def global_batches(self) -> list[list[int]]:
-        """The epoch's batches in order; the partial one, if any, comes last."""
+        """The epoch's batches in order, one a step; a partial one comes last of its pass."""
+        return [batch for window in self.windows() for batch in window]
+
+    def _batches(self) -> list[list[int]]:
         count = len(self.lengths)
         if self.order == "sequential":
             drawn = list(range(count))

@@ -83,7 +83,8 @@ class Reporter(TrainerCallback):
             return
         now = time.perf_counter()
         values = {"step": state.global_step, "total_steps": state.max_steps, "epoch": state.epoch or 0.0}
-        values |= {name: value for name, value in logs.items() if name in _REPORTED}
+        known = _REPORTED | self.trainer.reported | {f"eval_{name}" for name in self.trainer.reported}
+        values |= {name: value for name, value in logs.items() if name in known}
         if "loss" in logs:
             values |= self._rates(args.world_size, now)
         if "loss" in values or "eval_loss" in values:

@@ -19,10 +19,11 @@ from tunekit.plan.plan import Plan
 from tunekit.train.arguments import compiles, training_arguments
 from tunekit.train.flops import step_flops
 from tunekit.train.isolation import check_causal, check_isolated, run_flat
-from tunekit.train.trainer import TunekitTrainer
+from tunekit.train.sums import Sums
+from tunekit.train.trainer import Share, TunekitTrainer
 
-_LABELS = ("labels", "tokens", "rows")
-"""Columns of a batch that the model does not get."""
+_FOR_MODEL = ("input_ids", "position_ids", "attention_mask", "segments")
+"""Columns of a batch that the model gets."""
 
 
 class CausalTrainer(TunekitTrainer, Trainer):
@@ -41,16 +42,20 @@ class CausalTrainer(TunekitTrainer, Trainer):
         self.with_segments = not padded_because and plain.config._attn_implementation == NAME
         self.few_shapes = self.accelerator.device.type == "cpu" and self.args.bf16
         self.model_accepts_loss_kwargs = True  # Trainer counts the labels of the whole step, and divides no further
-        self._correct: Any = 0
-        self._labelled = 0
+        self.sums, self.held_out_sums = Sums(), Sums()
+
+    def begin(self) -> None:
+        """Counts from here on: what was tried before is no part of the run."""
+        self.sums = Sums()
+        super().begin()
 
     def method_state(self) -> dict[str, Any]:
         """The counts since the last logged line, so that the next one is the uninterrupted run's."""
-        return {"correct": int(self._correct), "labelled": self._labelled}
+        return {"sums": self.sums.state()}
 
-    def restore_method_state(self, values: dict[str, Any]) -> None:
+    def restore_method_state(self, state: dict[str, Any]) -> None:
         """Takes back what `method_state` gave."""
-        self._correct, self._labelled = values["correct"], values["labelled"]
+        self.sums.restore(state["sums"])
 
     def positions_of(self, inputs: dict[str, Any]) -> int:
         """Positions that the model computes for a batch of the collator: real tokens, and padding where there is."""
@@ -59,53 +64,58 @@ class CausalTrainer(TunekitTrainer, Trainer):
         tokens = int(inputs["tokens"].clamp(min=1).sum())
         return rounded(tokens) if self.few_shapes else tokens
 
-    def local_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The summed loss of a batch by the same forward pass as in training, without a word to the other ranks.
+    def local_share(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> Share:
+        """What a batch adds to a step, by the same forward pass as in training, without a word to the other ranks.
 
         Args:
             model: without the wrapper of distributed training.
             inputs: a batch of the collator, on any device.
         """
         with self.compute_loss_context_manager():
-            return self._label_loss(model, self._prepare_inputs(inputs)).total
+            return self.share_of(model, self._prepare_inputs(inputs))
+
+    def share_of(self, model: nn.Module, inputs: dict[str, Any]) -> Share:
+        """The cross-entropy of a batch that was laid out; its items are the trained tokens."""
+        found = self._label_loss(model, inputs)
+        labels = len(inputs["targets"])
+        if model.training:
+            self.sums.add("mean_token_accuracy", found.correct, labels)
+        return Share(found.total, labels, found.outputs)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss of a micro-batch as its share of the step's mean; the router loss of experts is added."""
-        inputs = self._prepare_inputs(inputs)
-        found = self._label_loss(model, inputs)
-        labels = len(inputs["targets"])
-        if model.training:
-            self._correct, self._labelled = self._correct + found.correct, self._labelled + labels
-        count = labels if num_items_in_batch is None else num_items_in_batch
+        share = self.share_of(model, self._prepare_inputs(inputs))
+        count = share.items if num_items_in_batch is None else num_items_in_batch
         world = self.accelerator.num_processes if num_items_in_batch is not None else 1  # DDP averages over the ranks
-        loss = found.total * world / torch.as_tensor(count).clamp(min=1)
+        loss = share.total * world / torch.as_tensor(count).clamp(min=1)
         if model.training and (further := self.further_loss()) is not None:
-            loss = loss + further * labels * world / torch.as_tensor(count).clamp(min=1)
+            loss = loss + further * share.items * world / torch.as_tensor(count).clamp(min=1)
         config = plain_model(self.model).config.get_text_config()
         if getattr(config, "output_router_logits", False):
             steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
-            loss = loss + config.router_aux_loss_coef * found.outputs.aux_loss / steps
-        return (loss, found.outputs) if return_outputs else loss
+            loss = loss + config.router_aux_loss_coef * share.outputs.aux_loss / steps
+        return (loss, share.outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's, with the share of trained tokens that were the likeliest."""
+        """Trainer's, with the means of what was counted since the last line."""
         if "loss" in logs:
-            correct, labelled = self.ranks.sum([float(self._correct), float(self._labelled)])
-            logs["mean_token_accuracy"] = correct / max(labelled, 1.0)
-            self._correct, self._labelled = 0, 0
+            logs |= self.sums.means(self.ranks)
         super().log(logs, start_time)
+
+    def lay_out(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A batch of the collator as the model reads it, with ``keep`` and ``targets``; flat where the model can."""
+        if not self.padded_because:
+            return flatten(inputs, few_shapes=self.few_shapes)
+        laid_out = {name: value for name, value in inputs.items() if name in _FOR_MODEL}
+        return laid_out | label_positions(inputs["labels"])
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Lays the batch out while it is on the CPU: nothing there has to wait for the device."""
         if "keep" in inputs:
             return inputs
-        if self.padded_because:
-            laid_out = {name: value for name, value in inputs.items() if name not in _LABELS}
-            laid_out |= label_positions(inputs["labels"])
-        else:
-            laid_out = flatten(inputs, few_shapes=self.few_shapes)
+        laid_out = self.lay_out(inputs)
         segments = laid_out.pop("segments", None)
         moved: dict[str, Any] = super()._prepare_inputs(laid_out)
         if self.with_segments and segments is not None:
@@ -113,14 +123,26 @@ class CausalTrainer(TunekitTrainer, Trainer):
             moved |= {"segments": segments, "attention_mask": mask_of(segments)}
         return moved
 
+    @staticmethod
+    def for_model(inputs: dict[str, Any]) -> dict[str, Any]:
+        """The part of a batch that the model takes."""
+        return {name: value for name, value in inputs.items() if name in _FOR_MODEL}
+
     def _label_loss(self, model: nn.Module, inputs: dict[str, Any]) -> LabelLoss:
-        given = {name: value for name, value in inputs.items() if name not in ("keep", "targets")}
         smoothing = self.args.label_smoothing_factor
-        return self.head.loss(model, given, inputs["keep"], inputs["targets"], smoothing)
+        return self.head.loss(model, self.for_model(inputs), inputs["keep"], inputs["targets"], smoothing)
 
 
 def causal_trainer(
-    plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Any, evaluation: Any, staging: Path
+    plan: Plan,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Any,
+    evaluation: Any,
+    staging: Path,
+    *,
+    kind: type[CausalTrainer] = CausalTrainer,
+    collator: type[Collator] = Collator,
 ) -> CausalTrainer:
     """Builds the trainer of a causal language model.
 
@@ -131,6 +153,8 @@ def causal_trainer(
         train: prepared examples (a datasets.Dataset or IterableDataset).
         evaluation: prepared held-out examples, or None.
         staging: where checkpoints are written before they are put in place.
+        kind: the trainer's class.
+        collator: the class that makes batches of examples.
 
     Raises:
         UserError: packed examples must not see each other, but in this model they do.
@@ -138,8 +162,8 @@ def causal_trainer(
     stopping = plan.recipe.train.early_stopping
     callbacks = [EarlyStoppingCallback(stopping.patience, stopping.min_delta)] if stopping else []
     compiled = compiles(plan, step_flops(model).per_token * _tokens(plan, train))
-    collator = Collator(tokenizer.pad_token_id, with_mask=_counts_by_mask(model))
-    trainer = CausalTrainer(
+    collate = collator(tokenizer.pad_token_id, with_mask=_counts_by_mask(model))
+    trainer = kind(
         model=model,
         args=TrainingArguments(
             **training_arguments(plan, staging, evaluates=evaluation is not None, compiled=compiled)
@@ -147,14 +171,14 @@ def causal_trainer(
         train_dataset=train,
         eval_dataset=evaluation,
         processing_class=tokenizer,
-        data_collator=collator,
+        data_collator=collate,
         callbacks=callbacks,
     )
     arithmetic = trainer.accelerator.autocast
     check_causal(model, arithmetic())
     trainer.look_at_model(run_flat(model, plan, arithmetic(), compiled=trainer.args.torch_compile))
     if trainer.padded_because and plan.recipe.data.packing and METHODS.load(plan.method).ISOLATED:
-        check_isolated(model, collator, min(plan.micro_batch_size, 2), arithmetic())
+        check_isolated(model, collate, min(plan.micro_batch_size, 2), arithmetic())
     return trainer
 
 

@@ -15,6 +15,7 @@ class Ranks:
     def __init__(self) -> None:
         self.many = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self.world = dist.get_world_size() if self.many else 1
+        self.rank = dist.get_rank() if self.many else 0
         # numbers on the CPU need a group that takes them: NCCL does not, and would wait for the device
         self._group = dist.new_group(backend="gloo") if self.many and dist.get_backend() != "gloo" else None
 

@@ -93,7 +93,7 @@ def _unchanged(model: PreTrainedModel) -> Iterator[None]:
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             configs.append(module.config)
-            if module.can_generate() and module.generation_config is not None:
+            if module.can_generate() and getattr(module, "generation_config", None) is not None:
                 configs.append(module.generation_config)
     kept = [(config, dict(vars(config))) for config in {id(config): config for config in configs}.values()]
     try:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,8 @@ from tunekit.model.starts import convert
 from tunekit.runs.layout import checkpoint_name
 from tunekit.runs.metrics import MetricsWriter
 from tunekit.train.checkpoint import Damaged, put_in_place, rotate, verify
-from tunekit.train.disk import checkpoint_bytes, full_disk_error, require_space
+from tunekit.train.disk import checkpoint_bytes, require_space
+from tunekit.train.explained import explained
 from tunekit.train.finisher import Finisher
 from tunekit.train.ranks import Ranks
 from tunekit.train.rankstate import RankState
@@ -90,7 +90,7 @@ class Saving:
         self.finisher.wait()
         staged = Path(str(self.args.output_dir)) / checkpoint_name(step)
         needed = checkpoint_bytes(self.model, self.plan)
-        with _explained(staged, needed):
+        with explained(staged, needed):
             if main:
                 require_space(self.run_folder, needed, "a checkpoint")
                 shutil.rmtree(staged, ignore_errors=True)
@@ -108,7 +108,7 @@ class Saving:
     def _finish(self, staged: Path, step: int, best: Path | None, needed: int) -> None:
         """Puts a written checkpoint in place and deletes those that are too many."""
         folder = self.run_folder / "checkpoints"
-        with _explained(staged, needed):
+        with explained(staged, needed):
             for journal in (self.samples, self.metrics):
                 if journal is not None:
                     journal.sync()  # what is told of the steps before the checkpoint is as safe as it is
@@ -137,6 +137,7 @@ class Saving:
                 save_file(trained_state(self.model, self.adapter_kind), staged / TRAINED)
             self.processing_class.save_pretrained(staged)  # type: ignore[attr-defined]
             (staged / "plan.json").write_text(self.plan.model_dump_json(indent=2), encoding="utf-8")
+            self.write_method(staged)
         self._save_optimizer_and_scheduler(str(staged))  # type: ignore[attr-defined]
         self._save_scaler(str(staged))  # type: ignore[attr-defined]
         self._save_rng_state(str(staged))  # type: ignore[attr-defined]
@@ -173,8 +174,14 @@ class Saving:
         """Plain values that a method's trainer adds to every checkpoint; `restore_method_state` takes them back."""
         return {}
 
-    def restore_method_state(self, values: dict[str, Any]) -> None:
+    def restore_method_state(self, state: dict[str, Any]) -> None:
         """Takes back what `method_state` gave."""
+
+    def write_method(self, folder: Path) -> None:
+        """Files that a method's trainer adds to every checkpoint, on the main process; `read_method` reads them."""
+
+    def read_method(self, folder: Path) -> None:
+        """Takes back what `write_method` wrote, on every rank."""
 
     @property
     def _before_the_end(self) -> bool:
@@ -234,6 +241,7 @@ class Saving:
         for callback in self._stoppers():
             callback.early_stopping_patience_counter = kept.patience
         self.restore_method_state(kept.method)
+        self.read_method(self.resumed_from)
         best = self._find_best()
         if self.args.should_save:  # the run may have been cut off before it deleted the one that was too many
             rotate(self.run_folder / "checkpoints", self.plan.recipe.train.keep_checkpoints, best)
@@ -272,24 +280,3 @@ class Saving:
             raise
         self.finisher.wait()
         return result
-
-
-@contextmanager
-def _explained(staged: Path, needed: int) -> Iterator[None]:
-    """Turns what a full or faulty disk raises into words; what was written so far is removed."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except Damaged as why:
-        raise MachineError(
-            f"the checkpoint that was just written is not what was written: {why}",
-            where=str(staged.name),
-            fix="the disk or the memory of this machine is at fault; older checkpoints were kept",
-        ) from why
-    except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(staged, ignore_errors=True)
-        full = full_disk_error(error, staged, needed)
-        if full is None:
-            raise
-        raise full from error

@@ -20,7 +20,7 @@ from tunekit.data.ledger import Ledger
 from tunekit.data.prepare import Prepared
 from tunekit.evaluate.contract import EvalItem
 from tunekit.evaluate.mode import without_adapter
-from tunekit.evaluate.run import check, compare, evaluate_model
+from tunekit.evaluate.run import check, compare
 from tunekit.model.fingerprint import weights_fingerprint
 from tunekit.model.load import Loaded, load_model
 from tunekit.model.names import resolve_name
@@ -29,7 +29,7 @@ from tunekit.model.starts import changes_base, initial_state
 from tunekit.plan.plan import Plan
 from tunekit.runs.environment import library_versions
 from tunekit.runs.layout import RunFolder, step_of
-from tunekit.train.adapters import artefact_facts, begin_from_data
+from tunekit.train.adapters import artefact_facts, begin_from_data, begins_bare
 from tunekit.train.flops import measured_rate
 from tunekit.train.inputs import Inputs, eval_items, planned_steps
 from tunekit.train.resume import check_base
@@ -103,7 +103,7 @@ class Session:
         tuned = self._measure(trainer, items, "tuned model")
         if tuned is not None:
             spec, seed = self.plan.recipe.eval, self.plan.recipe.train.seed
-            self.outcome.evaluation = compare(
+            self.outcome.evaluation = trainer.beside() | compare(
                 baseline, tuned, confidence=spec.confidence, seed=seed, samples=spec.samples
             )
         self._save(trainer)
@@ -117,6 +117,7 @@ class Session:
         trainer = self._trainer(loaded)
         trainer.initial = initial_state(loaded.model)
         self._check_ranks(trainer)
+        trainer.ready(self.screen)
         return trainer
 
     def _rehearsed(self, trainer: Any) -> Any:
@@ -235,10 +236,9 @@ class Session:
                 model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
                 tokenizer = self.inputs.tokenizer
                 stops = stop_ids(tokenizer, model, self.inputs.turn_end)
-                with without_adapter(model) if base and not changes_base(model) else nullcontext(model) as measured:
-                    results = evaluate_model(
-                        measured, tokenizer, items, self.plan.recipe.eval, self.screen, stop_ids=stops
-                    )
+                bare = base and begins_bare(self.plan) and not changes_base(model)
+                with without_adapter(model) if bare else nullcontext(model) as measured:
+                    results = trainer.measure(measured, tokenizer, items, self.screen, stops)
             trainer.accelerator.wait_for_everyone()
         return results
 

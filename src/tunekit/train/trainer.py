@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from tunekit.core.registry import ADAPTERS
+from tunekit.evaluate.run import evaluate_model
 from tunekit.runs.metrics import MetricsWriter
 from tunekit.train.batches import EpochBatches, EpochLoader, StreamLoader
 from tunekit.train.callbacks import Keeper
@@ -20,8 +22,13 @@ from tunekit.train.muon import muon_for
 from tunekit.train.ranks import Ranks
 from tunekit.train.signals import StopRequest
 from tunekit.train.spikes import SpikeWatch
+from tunekit.train.sums import Sums
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from tunekit.core.progress import Screen
+    from tunekit.evaluate.contract import EvalItem, TaskResult
     from tunekit.plan.plan import Plan
 
 
@@ -29,13 +36,28 @@ class _EvaluationCut(Exception):
     """The run was asked to stop in the middle of an evaluation."""
 
 
+@dataclass(frozen=True)
+class Share:
+    """What a batch adds to a step: the sum of the losses of its items, how many these are, and the model's outputs."""
+
+    total: torch.Tensor
+    items: float
+    outputs: Any = None
+
+
 class TunekitTrainer(Guarding):
     """Mixed in before a Trainer class (``class CausalTrainer(TunekitTrainer, Trainer)``).
 
     Batches carry ``tokens``, the real tokens of each example (shape (B,)), and ``rows``, the ledger's numbers of its
     rows (shape (B, R), filled up with -1). They are counted and written down here, while they are on the CPU; the class
-    keeps them from the model, and has ``local_loss`` and ``positions_of``.
+    keeps them from the model, and has ``local_share`` and ``positions_of``.
     """
+
+    reported: frozenset[str] = frozenset()
+    """Names of further values that a logged line may hold."""
+    held_out_sums: Sums
+    window = passes = 1
+    """So many batches belong together, and are gone through so often (see `EpochBatches`)."""
 
     def attend(
         self,
@@ -71,6 +93,41 @@ class TunekitTrainer(Guarding):
         self._window_step = -1
         self._step_loss: Any = 0.0
         self.add_callback(Keeper(self))  # type: ignore[attr-defined]
+
+    def trial(self, example: dict[str, Any]) -> dict[str, Any]:
+        """An example of the data as training will see it, to try whether it fits into memory."""
+        return example
+
+    def ready(self, screen: Screen) -> None:
+        """Called when model and adapter are as training will find them, before anything is trained or restored."""
+
+    def measure(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        items: Sequence[EvalItem],
+        screen: Screen,
+        stop_ids: Sequence[int],
+    ) -> list[TaskResult]:
+        """What a model is found to be worth on the held-out rows, before training and after; on the main process.
+
+        Args:
+            model: without the wrapper of training.
+            tokenizer: the model's.
+            items: the held-out rows.
+            screen: shows progress.
+            stop_ids: of tokens that end an answer.
+        """
+        return evaluate_model(model, tokenizer, items, self.plan.recipe.eval, screen, stop_ids=stop_ids)
+
+    def beside(self) -> dict[str, Any]:
+        """What the record's evaluation says beside base and tuned model; on the main process, after `measure`."""
+        return {}
+
+    def local_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The summed loss of a batch, see `local_share`."""
+        share: Share = self.local_share(model, inputs)  # type: ignore[attr-defined]
+        return share.total
 
     def further_loss(self) -> Any:
         """What a kind of adapter adds to the loss of a micro-batch, or None."""
@@ -147,7 +204,9 @@ class TunekitTrainer(Guarding):
         if not hasattr(rows, "__len__"):
             return StreamLoader(rows, collate_fn=self.data_collator, **share)  # type: ignore[attr-defined]
         order, seed = args.train_sampling_strategy, args.data_seed
-        batches = EpochBatches(rows["length"][:], **share, order=order, seed=seed)
+        batches = EpochBatches(
+            rows["length"][:], **share, order=order, seed=seed, window=self.window, passes=self.passes
+        )
         workers = args.dataloader_num_workers
         return EpochLoader(
             rows,
@@ -186,11 +245,19 @@ class TunekitTrainer(Guarding):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """The mean loss over all trained tokens of the held-out rows, whatever the batches and the number of ranks.
-
-        Each rank takes every world-size-th row, so none is seen twice; Trainer's own loop averages batch means.
-        """
+        """What `evaluation` finds on the held-out rows, logged."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset  # type: ignore[attr-defined]
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.evaluation(rows).items()}
+        self.log(metrics)  # type: ignore[attr-defined]
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[attr-defined]
+        return metrics
+
+    def evaluation(self, rows: Any) -> dict[str, float]:
+        """``loss``: the mean over all items of the held-out rows, whatever the batches and the number of ranks.
+
+        Items are what a mean of training is one of: trained tokens, or pairs. Each rank takes every world-size-th row,
+        so none is seen twice; Trainer's own loop averages batch means.
+        """
         accelerator, size = self.accelerator, self.args.per_device_eval_batch_size  # type: ignore[attr-defined]
         batches = EpochBatches(
             rows["length"][:],
@@ -203,6 +270,7 @@ class TunekitTrainer(Guarding):
         )
         model = accelerator.unwrap_model(self.model)
         model.eval()
+        self.held_out_sums.values = {}  # one that was cut short may have left something
         total = [0.0, 0.0]
         with torch.no_grad():
             for batch in EpochLoader(rows, batches, collate_fn=self.data_collator):  # type: ignore[attr-defined]
@@ -210,11 +278,9 @@ class TunekitTrainer(Guarding):
                 if self.ranks.sum([self.stop.signum is not None])[0]:
                     model.train()
                     raise _EvaluationCut
-                total[0] += float(self.local_loss(model, batch))  # type: ignore[attr-defined]
-                total[1] += int((batch["labels"] >= 0).sum())
+                share = self.local_share(model, batch)  # type: ignore[attr-defined]
+                total[0] += float(share.total)
+                total[1] += share.items
         total = self.ranks.sum(total)
-        metrics = {f"{metric_key_prefix}_loss": total[0] / total[1]}
-        self.log(metrics)  # type: ignore[attr-defined]
         model.train()
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[attr-defined]
-        return metrics
+        return {"loss": total[0] / total[1]} | self.held_out_sums.means(self.ranks)

@@ -28,9 +28,20 @@ class Longest:
         most: tokens of a made-up example.
         vocabulary: their ids are below it.
         apart: packed examples are among them, which are kept apart by a mask.
+        made: of the trainer: what it makes of an example.
     """
 
-    def __init__(self, rows: Any, count: int, *, most: int, vocabulary: int, apart: bool) -> None:
+    def __init__(
+        self,
+        rows: Any,
+        count: int,
+        *,
+        most: int,
+        vocabulary: int,
+        apart: bool,
+        made: Callable[[dict[str, Any]], dict[str, Any]],
+    ) -> None:
+        self.made = made
         self.rows, self.tokens, self.vocabulary, self.apart = rows, most, vocabulary, apart
         self.order: list[int] | None = None
         if hasattr(rows, "__len__"):  # a stream has none
@@ -60,11 +71,33 @@ class Longest:
         return [self._shaped(example, cut) for example in examples]
 
     def _shaped(self, example: Mapping[str, Any], cut: int) -> dict[str, Any]:
+        example = self.made({**example})
+        if example.get("branches"):
+            return _cut_group(example, cut)
         ids, labels = example["input_ids"][:cut], example["labels"][:cut]
         positions = example["position_ids"]
         if self.apart and positions is None:  # a single long row needs no mask, but a batch beside packed rows does
             positions = [*range(len(ids) // 2), *range(len(ids) - len(ids) // 2)]
         return {"input_ids": ids, "labels": labels, "position_ids": positions and positions[:cut]}
+
+
+def _cut_group(example: dict[str, Any], cut: int) -> dict[str, Any]:
+    """A group whose beginning and answers together have at most ``cut`` tokens for each of the answers."""
+    ids, labels, sizes = example["input_ids"], example["labels"], example["branches"]
+    beginning = len(ids) - sum(sizes)
+    kept = min(beginning, max(1, cut // 2))
+    found = {"input_ids": ids[:kept], "labels": labels[:kept], "position_ids": list(range(kept)), "branches": []}
+    at = beginning
+    for size in sizes:
+        stay = min(size, max(1, cut - kept))
+        found["input_ids"] = found["input_ids"] + ids[at : at + stay]
+        found["labels"] = found["labels"] + labels[at : at + stay]
+        found["position_ids"] = found["position_ids"] + list(range(kept, kept + stay))
+        found["branches"] = [*found["branches"], stay]
+        at += size
+    numbers = {name: [0.0] * sum(found["branches"]) for name in example.get("numbers") or {}}
+    more = {name: example[name] for name in ("score", "reference_logps", "index") if name in example}
+    return found | more | ({"numbers": numbers} if numbers else {})
 
 
 class Trials:
@@ -77,7 +110,8 @@ class Trials:
         self.share = plan.micro_batch_size * plan.accumulation
         self.states = optimizer_bytes(self.model, plan.recipe.train.optimizer)
         data, batch = plan.recipe.data, plan.recipe.eval.batch_size
-        facts = {"most": data.max_length, "vocabulary": self.model.config.get_text_config().vocab_size}
+        vocabulary = self.model.config.get_text_config().vocab_size
+        facts: dict[str, Any] = {"most": data.max_length, "vocabulary": vocabulary, "made": trainer.trial}
         apart = data.packing and METHODS.load(plan.method).ISOLATED
         self.train = Longest(trainer.train_dataset, self.share, **facts, apart=apart)
         held_out = trainer.eval_dataset

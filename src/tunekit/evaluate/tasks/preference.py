@@ -13,8 +13,8 @@ from tunekit.core.errors import DataError
 from tunekit.core.progress import Screen
 from tunekit.evaluate.choices import Shown, every, in_reach, prompter, refuse, refuse_empty, results
 from tunekit.evaluate.contract import Engine, Likelihood, Row, TaskResult
+from tunekit.evaluate.pairs import margin_scores
 from tunekit.evaluate.prompting import Prompter
-from tunekit.evaluate.scoring import Scores
 from tunekit.evaluate.template import Template, text_of, value
 
 READS = "rows"
@@ -85,15 +85,8 @@ def run(engine: Engine, items: Sequence[Row], config: Config, *, screen: Screen)
     scored = engine.likelihoods([request for _, request in asked], screen, "preference")
     likely = [answer.value / (answer.tokens if config.normalise else 1) for answer in scored]
     margins = tuple(chosen - rejected for chosen, rejected in zip(likely[::2], likely[1::2]))
-    found = [
-        Scores(tuple(map(_better, margins)), (), "mean", "", True, "preference_accuracy"),
-        Scores(margins, (), "mean", "nats a token" if config.normalise else "nats an answer", True, "margin"),
-    ]
+    found = margin_scores(margins, "nats a token" if config.normalise else "nats an answer")
     return results("preference", found, [pair.shown() for pair in pairs], (), started)
-
-
-def _better(margin: float) -> float:
-    return 0.5 if margin == 0 else 1.0 if margin > 0 else 0.0 if margin < 0 else margin  # the last is nan
 
 
 def _request(prompter: Prompter, before: str | Turns, answer: str, separator: str, where: str) -> Likelihood:

@@ -1,0 +1,87 @@
+"""Contrastive preference optimization (CPO): DPO without a reference, and the chosen answer's likelihood."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from tunekit.recipe.schema import Block
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tunekit.plan.plan import Plan
+    from tunekit.rl.pairs import PairTrainer
+
+ISOLATED = True
+MATERIAL = "pairs"
+
+RECIPE = """\
+# Contrastive preference optimization. It works as it is: an embedded model on embedded data, offline, on a CPU.
+# Every key: docs/recipe.md, or `tunekit schema`. Any key can be overridden: --set train.learning_rate=1e-4
+method: cpo
+
+model:
+  name: builtin:tiny              # the model to be aligned: mostly one that was tuned on instructions
+
+adapter:                          # leave this block out for full fine-tuning
+  kind: lora
+  r: 16
+  alpha: 32
+
+data:
+  train:
+    - path: builtin:preferences   # chosen and rejected answers: yours in any of the forms of docs/preferences.md
+      format: auto
+  eval: {fraction: 0.1}           # held out, never trained; rows with the same prompt stay together
+  max_length: 128                 # prompt and answer, in tokens; 2048 is usual for real models
+
+cpo:
+  beta: 0.1
+  nll_weight: 1.0                 # of the chosen answer's likelihood
+
+train:
+  epochs: 1
+  batch_size: 16                  # GLOBAL, in pairs
+  learning_rate: 5e-4
+  warmup: 0.1
+  seed: 42
+
+eval:
+  every: 0.25
+"""
+"""What `tunekit init cpo` writes."""
+
+
+class Config(Block):
+    """The `cpo:` block."""
+
+    beta: float = Field(0.1, gt=0, le=100, description="scale of the log-probabilities")
+    loss: Literal["sigmoid", "hinge"] = Field("sigmoid", description="of the margin; hinge is SLiC-HF's")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of pairs whose order is thought wrong")
+    nll_weight: float = Field(1.0, ge=0, description="weight of the chosen answer's likelihood")
+
+
+def build(
+    plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Any, evaluation: Any, staging: Path
+) -> PairTrainer:
+    """The trainer: the mean loss of the global batch's pairs (arXiv 2401.08417); there is no reference model."""
+    from tunekit.rl.pair_losses import PAIR_LOSSES, implicit_rewards
+    from tunekit.rl.pair_options import PairOptions
+    from tunekit.rl.pairs import pair_trainer
+
+    block: Config = plan.recipe.options
+    options = PairOptions(beta=block.beta, label_smoothing=block.label_smoothing, nll_weight=block.nll_weight)
+    loss = PAIR_LOSSES["cpo" if block.loss == "sigmoid" else "cpo_hinge"]
+    return pair_trainer(
+        plan,
+        model,
+        tokenizer,
+        train,
+        evaluation,
+        staging,
+        loss=lambda pairs: loss(pairs, options),
+        rewards=lambda pairs: implicit_rewards(pairs, block.beta),
+    )

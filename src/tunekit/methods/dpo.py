@@ -1,0 +1,127 @@
+"""Direct preference optimization (DPO) and its relatives, on pairs of a chosen and a rejected answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from pydantic import Field, field_validator, model_validator
+
+from tunekit.recipe.schema import Block
+from tunekit.rl.pair_options import PairOptions, check_losses
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tunekit.plan.plan import Plan
+    from tunekit.rl.pairs import PairTrainer
+
+ISOLATED = True
+MATERIAL = "pairs"
+LossName = Literal[
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+]  # fmt: skip
+
+RECIPE = """\
+# Direct preference optimization. It works as it is: an embedded model on embedded data, offline, on a CPU.
+# Every key: docs/recipe.md, or `tunekit schema`. Any key can be overridden: --set train.learning_rate=1e-4
+method: dpo
+
+model:
+  name: builtin:tiny              # the model to be aligned: mostly one that was tuned on instructions
+
+adapter:                          # leave this block out for full fine-tuning
+  kind: lora
+  r: 16
+  alpha: 32
+
+data:
+  train:
+    - path: builtin:preferences   # chosen and rejected answers: yours in any of the forms of docs/preferences.md
+      format: auto
+  eval: {fraction: 0.1}           # held out, never trained; rows with the same prompt stay together
+  max_length: 128                 # prompt and answer, in tokens; 2048 is usual for real models
+
+dpo:
+  beta: 0.1                       # smaller: further from the reference
+  loss: sigmoid                   # or hinge, ipo, robust, apo_zero, ...; or a mix: {sigmoid: 1.0, sft: 0.2}
+
+train:
+  epochs: 1
+  batch_size: 16                  # GLOBAL, in pairs
+  learning_rate: 5e-4
+  warmup: 0.1
+  seed: 42
+
+eval:
+  every: 0.25
+"""
+"""What `tunekit init dpo` writes."""
+
+
+class Config(Block):
+    """The `dpo:` block."""
+
+    beta: float = Field(0.1, gt=0, le=100, description="price of leaving the reference; in ipo its inverse margin")
+    loss: LossName | dict[str, float] = Field(
+        "sigmoid", description="the loss, or several with their weights: {sigmoid: 1.0, sft: 0.2}"
+    )
+    reference: Literal["initial", "base"] = Field(
+        "initial", description="what the policy is held to: itself as it begins, or the model without its adapter"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of pairs whose order is thought wrong")
+    divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = Field(
+        "reverse_kl", description="what holds the policy to its reference (f-DPO, arXiv 2309.16240)"
+    )
+    alpha: float = Field(0.5, gt=0, le=10, description="of the alpha divergence")
+    margin: float = Field(0.0, ge=0, description="reward margin asked for, times the data's own margin (ODPO)")
+    tau: float = Field(0.05, gt=0, description="temperature of discopop")
+
+    @field_validator("loss")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            strange = [name for name in value if name not in get_args(LossName)]
+            if strange or not value or any(weight <= 0 for weight in value.values()):
+                raise ValueError(f"losses among {', '.join(get_args(LossName))}, each with a weight above 0")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        if problems := check_losses(list(self.weights), self.numbers):
+            raise ValueError("a block in which " + "; ".join(f"{one.what} ({one.fix})" for one in problems))
+        return self
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The losses with their weights."""
+        return self.loss if isinstance(self.loss, dict) else {self.loss: 1.0}
+
+    @property
+    def numbers(self) -> PairOptions:
+        """What the losses go by."""
+        names = ("beta", "label_smoothing", "divergence", "alpha", "margin", "tau")
+        return PairOptions(**{name: getattr(self, name) for name in names})
+
+
+def build(
+    plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Any, evaluation: Any, staging: Path
+) -> PairTrainer:
+    """The trainer: the mean loss of the global batch's pairs, as TRL's DPOTrainer."""
+    from tunekit.rl.pair_losses import implicit_rewards, mixed
+    from tunekit.rl.pairs import pair_trainer
+
+    block: Config = plan.recipe.options
+    options = block.numbers
+    return pair_trainer(
+        plan,
+        model,
+        tokenizer,
+        train,
+        evaluation,
+        staging,
+        loss=lambda pairs: mixed(pairs, options, block.weights),
+        rewards=lambda pairs: implicit_rewards(pairs, block.beta),
+        reference=block.reference,
+    )

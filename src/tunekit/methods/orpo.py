@@ -1,0 +1,83 @@
+"""Odds ratio preference optimization (ORPO): supervised loss and odds ratio in one, without a reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from tunekit.recipe.schema import Block
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tunekit.plan.plan import Plan
+    from tunekit.rl.pairs import PairTrainer
+
+ISOLATED = True
+MATERIAL = "pairs"
+
+RECIPE = """\
+# Odds ratio preference optimization. It works as it is: an embedded model on embedded data, offline, on a CPU.
+# Every key: docs/recipe.md, or `tunekit schema`. Any key can be overridden: --set train.learning_rate=1e-4
+method: orpo
+
+model:
+  name: builtin:tiny              # the model to be aligned: mostly one that was tuned on instructions
+
+adapter:                          # leave this block out for full fine-tuning
+  kind: lora
+  r: 16
+  alpha: 32
+
+data:
+  train:
+    - path: builtin:preferences   # chosen and rejected answers: yours in any of the forms of docs/preferences.md
+      format: auto
+  eval: {fraction: 0.1}           # held out, never trained; rows with the same prompt stay together
+  max_length: 128                 # prompt and answer, in tokens; 2048 is usual for real models
+
+orpo:
+  beta: 0.1                       # weight of the odds ratio beside the likelihood of the chosen answer
+
+train:
+  epochs: 1
+  batch_size: 16                  # GLOBAL, in pairs
+  learning_rate: 1e-3
+  warmup: 0.1
+  seed: 42
+
+eval:
+  every: 0.25
+"""
+"""What `tunekit init orpo` writes."""
+
+
+class Config(Block):
+    """The `orpo:` block."""
+
+    beta: float = Field(0.1, gt=0, le=100, description="weight of the odds ratio (lambda in the paper)")
+
+
+def build(
+    plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Any, evaluation: Any, staging: Path
+) -> PairTrainer:
+    """The trainer: the mean loss of the global batch's pairs (arXiv 2403.07691); there is no reference model."""
+    from tunekit.rl.pair_losses import PAIR_LOSSES, implicit_rewards
+    from tunekit.rl.pair_options import PairOptions
+    from tunekit.rl.pairs import pair_trainer
+
+    block: Config = plan.recipe.options
+    options = PairOptions(beta=block.beta)
+    loss = PAIR_LOSSES["orpo"]
+    return pair_trainer(
+        plan,
+        model,
+        tokenizer,
+        train,
+        evaluation,
+        staging,
+        loss=lambda pairs: loss(pairs, options),
+        rewards=lambda pairs: implicit_rewards(pairs, block.beta, averaged=True),
+    )

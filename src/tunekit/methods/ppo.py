@@ -1,0 +1,117 @@
+"""Proximal policy optimization (PPO): draws answers, and learns from their rewards by clipped steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from tunekit.rl.blocks import RolloutBlock
+from tunekit.rl.checks import check_rewards
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tunekit.plan.plan import Plan
+    from tunekit.rl.policy import PolicyTrainer
+    from tunekit.rl.rollouts import Rollout
+
+ISOLATED = True
+MATERIAL = "prompts"
+check = check_rewards
+
+RECIPE = """\
+# Proximal policy optimization. It works as it is: an embedded model on embedded data, offline, on a CPU.
+# Every key: docs/recipe.md, or `tunekit schema`. Any key can be overridden: --set train.learning_rate=1e-4
+method: ppo
+
+model:
+  name: builtin:tiny              # mostly a model that was tuned on instructions
+
+adapter:                          # leave this block out for full fine-tuning
+  kind: lora
+  r: 16
+  alpha: 32
+
+data:
+  train:
+    - path: builtin:instructions  # prompts, with the right answers where a reward needs them
+      format: auto
+      limit: 640
+  eval: {count: 100}              # held out, never trained
+  max_length: 128                 # longest prompt in tokens
+
+ppo:
+  reward:                         # summed by weight; also {function: my_rewards.py:score}, {model: runs/reward}
+    - kind: exact_match
+  generations: 4                  # answers to each prompt
+  max_new_tokens: 32
+  rollout_steps: 2                # batches of prompts that are answered at once
+  passes: 2                       # over each rollout
+  beta: 0.05                      # price of a nat of KL, taken from the reward
+
+train:
+  epochs: 1
+  batch_size: 16                  # GLOBAL, in prompts
+  learning_rate: 3e-4
+  warmup: 0.05
+  log_every: 1
+  seed: 42
+
+eval:
+  every: 0.25
+"""
+"""What `tunekit init ppo` writes."""
+
+
+class Config(RolloutBlock):
+    """The `ppo:` block."""
+
+    generations: int = Field(1, ge=1, le=4096, description="answers drawn to each prompt")
+    passes: int = Field(4, ge=1, le=64, description="PPO epochs: so often each answer is trained on")
+    beta: float = Field(0.05, ge=0, le=100, description="price of the KL from the reference, taken from the reward")
+    kl: Literal["k1", "k2", "k3"] = Field("k1", description="estimate of the KL a token; k1 is unbiased")
+    target: float | None = Field(
+        None, gt=0, description="KL of an answer in nats to which the price adapts (arXiv 1909.08593); default: fixed"
+    )
+    horizon: float = Field(10_000, gt=0, description="answers over which the price adapts")
+    gamma: float = Field(1.0, gt=0, le=1, description="discount a token")
+    lam: float = Field(0.95, ge=0, le=1, description="GAE: 0 trusts the values, 1 the rewards")
+    whiten_rewards: bool = Field(False, description="scale the rewards of tokens to variance 1 over the rollout")
+    value_coef: float = Field(0.1, ge=0, le=100, description="weight of the values' loss")
+    value_clip: float | None = Field(0.2, gt=0, description="values count so far from those at drawing; null: no limit")
+
+    @model_validator(mode="after")
+    def _adapts(self) -> Config:
+        if self.target is not None and not self.beta:
+            raise ValueError("a block in which `target` stands beside a `beta` above 0, from which the price begins")
+        return self
+
+
+def build(
+    plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Any, evaluation: Any, staging: Path
+) -> PolicyTrainer:
+    """The trainer: PPO (arXiv 1707.06347) for language models (arXiv 1909.08593, 2203.02155), see `docs/rl.md`."""
+    from tunekit.rl.advantages import AdaptiveKL
+    from tunekit.rl.estimated import Estimate, estimated
+    from tunekit.rl.policy import Rule, policy_trainer
+    from tunekit.rl.policy_losses import PolicyOptions
+
+    block: Config = plan.recipe.options
+    estimate = Estimate(block.kl, block.gamma, block.lam, block.whiten_rewards)
+
+    def advantages(rollouts: Sequence[Rollout], price: float) -> None:
+        estimated(rollouts, price, estimate)
+
+    rule = Rule(
+        advantages,
+        PolicyOptions(kind="bnpo", low=block.clip_low, high=block.clip_high),
+        kl_in_loss=False,
+        value_coef=block.value_coef,
+        value_clip=block.value_clip,
+        controller=AdaptiveKL(block.beta, block.target, block.horizon) if block.target is not None else None,
+    )
+    return policy_trainer(plan, model, tokenizer, train, evaluation, staging, rule=rule)

@@ -1,0 +1,91 @@
+"""REINFORCE leave-one-out (RLOO): an answer's baseline is the mean reward of the others to the same prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from tunekit.rl.blocks import RolloutBlock
+from tunekit.rl.checks import check_rewards
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tunekit.plan.plan import Plan
+    from tunekit.rl.policy import PolicyTrainer
+    from tunekit.rl.rollouts import Rollout
+
+ISOLATED = True
+MATERIAL = "prompts"
+check = check_rewards
+
+RECIPE = """\
+# REINFORCE leave-one-out. It works as it is: an embedded model on embedded data, offline, on a CPU.
+# Every key: docs/recipe.md, or `tunekit schema`. Any key can be overridden: --set train.learning_rate=1e-4
+method: rloo
+
+model:
+  name: builtin:tiny              # mostly a model that was tuned on instructions
+
+adapter:                          # leave this block out for full fine-tuning
+  kind: lora
+  r: 16
+  alpha: 32
+
+data:
+  train:
+    - path: builtin:instructions  # prompts, with the right answers where a reward needs them
+      format: auto
+      limit: 640
+  eval: {count: 100}              # held out, never trained
+  max_length: 128                 # longest prompt in tokens
+
+rloo:
+  reward:                         # summed by weight; also {function: my_rewards.py:score}, {model: runs/reward}
+    - kind: exact_match
+  generations: 8                  # answers to each prompt
+  max_new_tokens: 32
+  beta: 0.05                      # price of a nat of KL, taken from the reward
+
+train:
+  epochs: 1
+  batch_size: 8                  # GLOBAL, in prompts
+  learning_rate: 3e-4
+  warmup: 0.05
+  log_every: 1
+  seed: 42
+
+eval:
+  every: 0.25
+"""
+"""What `tunekit init rloo` writes."""
+
+
+class Config(RolloutBlock):
+    """The `rloo:` block."""
+
+    beta: float = Field(0.05, ge=0, le=100, description="price of the KL from the reference, taken from the reward")
+    kl: Literal["k1", "k2", "k3"] = Field("k1", description="estimate of the KL a token; k1 is unbiased")
+    normalise: bool = Field(False, description="bring the advantages of a rollout to mean 0 and deviation 1")
+
+
+def build(
+    plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Any, evaluation: Any, staging: Path
+) -> PolicyTrainer:
+    """The trainer: RLOO (arXiv 2402.14740) with clipped ratios of whole answers, as TRL's RLOOTrainer."""
+    from tunekit.rl.compared import left_out
+    from tunekit.rl.policy import Rule, policy_trainer
+    from tunekit.rl.policy_losses import PolicyOptions
+
+    block: Config = plan.recipe.options
+
+    def advantages(rollouts: Sequence[Rollout], price: float) -> None:
+        left_out(rollouts, price, block.kl, normalise=block.normalise)
+
+    options = PolicyOptions(kind="grpo", importance="product", low=block.clip_low, high=block.clip_high)
+    rule = Rule(advantages, options, kl_in_loss=False)
+    return policy_trainer(plan, model, tokenizer, train, evaluation, staging, rule=rule)

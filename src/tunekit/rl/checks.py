@@ -1,0 +1,22 @@
+"""What the methods with rewards look at before anything is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tunekit.recipe.schema import Recipe
+from tunekit.rl.rewarding import Rewarder
+
+
+def check_rewards(recipe: Recipe, folder: Path) -> None:
+    """Whether the recipe's rewards can be used: their files, functions and models.
+
+    Args:
+        recipe: its method draws answers.
+        folder: where relative paths begin.
+
+    Raises:
+        UserError: all that is wrong.
+        MachineError: a reward model's files are not as they were saved.
+    """
+    Rewarder(recipe.options.reward, folder).check()

@@ -1,0 +1,143 @@
+"""One window of rollouts: answers are drawn, judged, and measured by the policy that drew them and its reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tunekit.core.progress import Silent
+from tunekit.evaluate.contract import Prompt
+from tunekit.evaluate.decoding import text_of
+from tunekit.evaluate.local import TransformersEngine, stop_tokens
+from tunekit.evaluate.mode import evaluating, without_adapter
+from tunekit.rl.rollouts import Drawn, Rollout, asked, group_of
+from tunekit.rl.tables import Table
+
+if TYPE_CHECKING:
+    import torch
+
+    from tunekit.rl.policy import PolicyTrainer
+
+
+def engine_of(trainer: PolicyTrainer, model: Any) -> TransformersEngine:
+    """The engine that draws answers; it shares nothing between texts, for training's attention may have no cache."""
+    block = trainer.block
+    return TransformersEngine(
+        model, trainer.tokenizer, batch_size=block.rollout_batch_size, stop_ids=trainer.stop_ids, share=False
+    )
+
+
+def roll_out(trainer: PolicyTrainer, rows: Mapping[int, Mapping[str, Any]], seed: int) -> dict[int, Rollout]:
+    """Answers to prompts, judged and measured; every rank does its share and gets all.
+
+    Args:
+        trainer: its policy draws.
+        rows: prepared prompts by their index.
+        seed: of this window: each answer is drawn with its own generator, made of it.
+    """
+    indices = sorted(rows)
+    own = indices[trainer.ranks.rank :: trainer.ranks.world]
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    found = _drawn(trainer, model, {index: rows[index] for index in own}, seed)
+    _judge(trainer, {index: rows[index] for index in own}, found)
+    _measure(trainer, model, found)
+    merged = {index: rollout for part in trainer.ranks.gather(found) for index, rollout in part.items()}
+    return {index: merged[index] for index in indices}
+
+
+def _drawn(trainer: PolicyTrainer, model: Any, rows: Mapping[int, Mapping[str, Any]], seed: int) -> dict[int, Rollout]:
+    block, engine = trainer.block, engine_of(trainer, model)
+    many = block.generations
+    requests = [
+        Prompt(tuple(row["input_ids"]), block.max_new_tokens, temperature=block.temperature, seed=seed * many + number)
+        for row in rows.values()
+        for number in range(many)
+    ]
+    with trainer.compute_loss_context_manager():
+        answers = engine.tokens(requests, Silent(), "answers", lambda index, ids: trainer.pulse("drawing answers"))
+    stops = stop_tokens(model, trainer.tokenizer, trainer.stop_ids)
+    drawn = [drawn_of(trainer.tokenizer, ids, stops) for ids in answers]
+    return {
+        index: Rollout(list(row["input_ids"]), list(row["rows"]), drawn[at * many : (at + 1) * many])
+        for at, (index, row) in enumerate(rows.items())
+    }
+
+
+def drawn_of(tokenizer: Any, ids: Sequence[int], stops: frozenset[int]) -> Drawn:
+    """An answer of these tokens; what stands behind its end token is left out."""
+    end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
+    return Drawn(list(ids[: end + 1]), end < len(ids), text_of(tokenizer, ids[:end]))
+
+
+def _judge(trainer: PolicyTrainer, rows: Mapping[int, Mapping[str, Any]], found: Mapping[int, Rollout]) -> None:
+    """Fills in rewards."""
+    answers = [(index, drawn) for index, rollout in found.items() for drawn in rollout.answers]
+    given = [asked(rows[index], drawn, trainer.where(rows[index]["rows"][0])) for index, drawn in answers]
+    trainer.pulse("judging answers")
+    scored = trainer.rewarder.score(given)
+    for at, (_, drawn) in enumerate(answers):
+        drawn.reward = scored.total[at] - (0.0 if drawn.ended else trainer.block.missing_end_penalty)
+        drawn.parts = {name: values[at] for name, values in scored.parts.items()}
+
+
+def _measure(trainer: PolicyTrainer, model: Any, found: Mapping[int, Rollout]) -> None:
+    """Fills in the log-probabilities of the tokens drawn, by the policy and by its reference, and their values."""
+    size, rollouts = trainer.plan.micro_batch_size, list(found.values())
+    for start in range(0, len(rollouts), size):
+        part = rollouts[start : start + size]
+        trainer.pulse("measuring answers")
+        with evaluating(model):
+            old, values = _numbers(trainer, model, part)
+            _enter(part, "old", old)
+            if values is not None:
+                _enter(part, "values", values)
+            if trainer.beta:
+                with as_reference(model, trainer.block.reference, trainer.initial_values):
+                    _enter(part, "reference", _numbers(trainer, model, part)[0])
+
+
+def _numbers(
+    trainer: PolicyTrainer, model: Any, part: Sequence[Rollout]
+) -> tuple[list[list[float]], list[list[float]] | None]:
+    """For each answer, its tokens' log-probabilities, and their values where there is a head for them."""
+    with trainer.compute_loss_context_manager():
+        inputs = trainer._prepare_inputs(trainer.data_collator([group_of(rollout) for rollout in part]))
+        groups = trainer.groups_of(model, inputs)
+        table = Table.of(groups.owner, len(groups.logps))
+        values = trainer.values_of(model, groups.hidden)
+    logps = table.rows(table.of_tokens(groups.each))
+    return logps, None if values is None else table.rows(table.of_tokens(values))
+
+
+def _enter(part: Sequence[Rollout], name: str, numbers: Sequence[list[float]]) -> None:
+    answers = [drawn for rollout in part for drawn in rollout.answers]
+    for drawn, values in zip(answers, numbers, strict=True):
+        drawn.numbers[name] = values
+
+
+@contextmanager
+def as_reference(model: Any, kind: str, initial: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """The model as its reference: without its adapter (``base``), or with the trained weights as they were at first."""
+    if kind == "base":
+        with without_adapter(model):
+            yield
+        return
+    named = {name: parameter for name, parameter in model.named_parameters() if name in initial}
+    now = {name: parameter.data for name, parameter in named.items()}
+    try:
+        for name, parameter in named.items():
+            parameter.data = initial[name]
+        yield
+    finally:
+        for name, parameter in named.items():
+            parameter.data = now[name]
+
+
+def initial_values(model: Any) -> dict[str, torch.Tensor]:
+    """A copy of what is going to be trained."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+Advantages = Callable[[Sequence[Rollout], float], None]
+"""Fills ``advantages`` (and ``returns``) of a window's answers; the second argument is the price of the KL."""

@@ -1,0 +1,140 @@
+"""A trainer on groups: a beginning and the answers that go on from it, whose tokens' log-probabilities it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from tunekit.data.collate import Collator
+from tunekit.kernels.segments import flatten, padded, rounded, sequences
+from tunekit.train.causal import CausalTrainer
+from tunekit.train.isolation import shares_prefix
+from tunekit.train.trainer import Share
+
+_FOR_LAYOUT = ("input_ids", "labels", "position_ids", "rows", "attention_mask")
+"""Columns of a batch that the losses do not get."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The answers of a batch, ``S`` of them, of ``B`` groups that are no fillers.
+
+    Args:
+        logps: (S,) log-probability of each answer's trained tokens, summed, in nats.
+        tokens: (S,) how many these are.
+        first: (B,) index of each group's first answer; its others follow.
+        each: (L,) log-probability of each trained token.
+        owner: (L,) the answer that it belongs to.
+        correct: (L,) whether it was the likeliest.
+        hidden: (L, E) the state that it was predicted from.
+        entropy: (L,) of the prediction, in nats; None unless asked for.
+        outputs: of the model.
+    """
+
+    logps: torch.Tensor
+    tokens: torch.Tensor
+    first: torch.Tensor
+    each: torch.Tensor
+    owner: torch.Tensor
+    correct: torch.Tensor
+    hidden: torch.Tensor
+    entropy: torch.Tensor | None
+    outputs: Any
+
+
+@dataclass(frozen=True)
+class GroupCollator(Collator):
+    """As `Collator`, with the log-probabilities of the reference: ``reference_logps`` (B, R), filled up with nan."""
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """The batch."""
+        batch = super().__call__(examples)
+        given = [list(example.get("reference_logps") or ()) for example in examples]
+        widest = max(map(len, given))
+        if widest:
+            batch["reference_logps"] = torch.tensor([row + [torch.nan] * (widest - len(row)) for row in given])
+        return batch
+
+
+class GroupTrainer(CausalTrainer):
+    """A step's loss is a mean over the groups of the global batch.
+
+    A group's beginning is computed once where the model can share it (``shares``).
+    """
+
+    shares = False
+    temperature = 1.0
+    train_dataset: Any
+    eval_dataset: Any
+
+    def look_at_model(self, padded_because: str) -> None:
+        """Finds out too whether beginnings can be shared."""
+        super().look_at_model(padded_because)
+        self.shares = not padded_because and shares_prefix(self.model, self.accelerator.autocast())
+
+    def lay_out(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A batch of groups as the model reads it, and the columns of the losses."""
+        if self.padded_because:
+            laid_out = padded(inputs)
+        else:
+            laid_out = flatten(inputs, few_shapes=self.few_shapes, shared=self.shares)
+        return laid_out | {name: value for name, value in inputs.items() if name not in _FOR_LAYOUT}
+
+    def positions_of(self, inputs: dict[str, Any]) -> int:
+        """Positions that the model computes for a batch of the collator."""
+        if self.padded_because:
+            return int(self.lay_out(inputs)["input_ids"].numel())
+        tokens, sizes = inputs["tokens"].clamp(min=1), inputs["branches"]
+        again = 0 if self.shares else (tokens - sizes.sum(1)) * (sequences(inputs) - 1)  # beginnings that are repeated
+        count = int((tokens + again).sum())
+        return rounded(count) if self.few_shapes else count
+
+    def groups_of(self, model: nn.Module, inputs: dict[str, Any], *, entropy: bool = False) -> Groups:
+        """Log-probabilities of the answers of a batch that was laid out."""
+        keep, targets, owner = inputs["keep"], inputs["targets"], inputs["owner"]
+        found = self.head.logps(
+            model, self.for_model(inputs), keep, targets, temperature=self.temperature, entropy=entropy
+        )
+        counts = sequences(inputs)
+        size = int(counts.sum())
+        first = (counts.cumsum(0) - counts)[inputs["tokens"] > 0]
+        logps = found.logps.new_zeros(size).index_add(0, owner, found.logps)
+        tokens = torch.bincount(owner, minlength=size)
+        return Groups(
+            logps, tokens, first, found.logps, owner, found.correct, found.hidden, found.entropy, found.outputs
+        )
+
+    def share_of(self, model: nn.Module, inputs: dict[str, Any]) -> Share:
+        """The losses of a batch that was laid out; its items are the groups."""
+        groups = self.groups_of(model, inputs)
+        losses = self.losses(model, groups, inputs)
+        nothing = groups.hidden.sum() * 0  # a batch of fillers has a gradient too: other ranks wait for it
+        return Share(losses.sum() + nothing, len(losses), groups.outputs)
+
+    def losses(self, model: nn.Module, groups: Groups, inputs: dict[str, Any]) -> torch.Tensor:
+        """(B,) the loss of each group."""
+        raise NotImplementedError
+
+    def noted(self, model: nn.Module, count: int, **totals: torch.Tensor) -> None:
+        """Counts sums over ``count`` items towards the means of the next logged line, or of the evaluation."""
+        sums = self.sums if model.training else self.held_out_sums
+        for name, total in totals.items():
+            sums.add(name, total.detach(), count)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Groups of a step, over all ranks: Trainer's own counts labels."""
+        own = sum(int((batch["tokens"] > 0).sum()) for batch in batch_samples)
+        return torch.tensor(self.ranks.sum([own])[0], device=device)
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Switches dropout off for good: a policy that is compared with a reference must not differ from it by chance."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]

@@ -1,0 +1,152 @@
+"""The trainer of KTO: answers that were found good or bad, weighed against how far the policy has moved at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tunekit.core.errors import DataError
+from tunekit.core.progress import Screen
+from tunekit.plan.plan import Plan
+from tunekit.rl.groups import GroupCollator, Groups, GroupTrainer, without_dropout
+from tunekit.rl.reference import add_reference
+from tunekit.train.causal import causal_trainer
+
+KtoLoss = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
+"""Of log-ratios (B,), whether good (B,), and the reference point: the loss (B,)."""
+
+
+class KtoTrainer(GroupTrainer):
+    """Trains on judged answers.
+
+    Each row gets a second answer, that of another row: of such mismatched answers the distance between policy and
+    reference is estimated, in each micro-batch, over all ranks (arXiv 2402.01306, section 4.1).
+    """
+
+    reported = frozenset({"reward_good", "reward_bad", "reward_margin", "kl"})
+    loss: KtoLoss
+    beta = 0.1
+    reference = "initial"
+    mismatched = True
+
+    def ready(self, screen: Screen) -> None:
+        """Gives every row its mismatched answer, and computes the reference of both."""
+        super().ready(screen)
+        if self.mismatched:
+            longest = self.plan.recipe.data.max_length
+            self.train_dataset = with_others(self.train_dataset, longest)
+            if self.eval_dataset is not None:
+                self.eval_dataset = with_others(self.eval_dataset, longest)
+        add_reference(self, self.reference, screen)
+
+    def losses(self, model: nn.Module, groups: Groups, inputs: dict[str, Any]) -> torch.Tensor:
+        """(B,) the loss of each row."""
+        real = inputs["tokens"] > 0
+        reference, good = inputs["reference_logps"][real], inputs["score"][real] > 0.5
+        first = groups.first
+        ratios = groups.logps[first] - reference[:, 0]
+        moved = groups.logps[first + 1].detach() - reference[:, 1] if self.mismatched else None
+        z0 = 0.0 if moved is None else self._reference_point(moved)
+        losses = self.loss(ratios, good, z0)
+        rewards = self.beta * ratios.detach()
+        sums = self.sums if model.training else self.held_out_sums
+        sums.add("reward_good", rewards[good].sum(), good.sum())
+        sums.add("reward_bad", rewards[~good].sum(), (~good).sum())
+        if moved is not None:
+            sums.add("kl", moved.sum(), len(moved))
+        return losses
+
+    def _reference_point(self, moved: torch.Tensor) -> torch.Tensor:
+        """The mean over a micro-batch of all ranks, at least 0; a rank with fillers alone has none."""
+        own = torch.stack([moved.sum().float(), torch.tensor(float(len(moved)), device=moved.device)])
+        total = self.accelerator.reduce(own, reduction="sum")
+        point: torch.Tensor = (total[0] / total[1].clamp(min=1)).clamp(min=0)
+        return point
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """With the distance between the rewards of good and of bad answers."""
+        for prefix in ("", "eval_"):
+            if "loss" in logs and not prefix:
+                logs |= self.sums.means(self.ranks)
+            good, bad = logs.get(f"{prefix}reward_good"), logs.get(f"{prefix}reward_bad")
+            if good is not None and bad is not None:
+                logs[f"{prefix}reward_margin"] = good - bad
+        super().log(logs, start_time)
+
+
+def with_others(rows: Any, longest: int) -> Any:
+    """The rows, each with the answer of another as its second branch.
+
+    The other is the next row whose answer is not the same, so that it is fixed for the whole run.
+
+    Args:
+        rows: prepared rows of one answer each.
+        longest: tokens of a beginning and an answer, at most.
+
+    Raises:
+        DataError: all rows have the same answer.
+    """
+    answers = [
+        tuple(ids[len(ids) - sizes[0] :]) for ids, sizes in zip(rows["input_ids"], rows["branches"], strict=True)
+    ]
+    labels = [tuple(row[len(row) - sizes[0] :]) for row, sizes in zip(rows["labels"], rows["branches"], strict=True)]
+    size = len(answers)
+
+    def other(index: int) -> int:
+        for step in range(1, size):
+            if answers[(index + step) % size] != answers[index]:
+                return (index + step) % size
+        raise DataError("all answers are the same: nothing can be told good from bad", fix="check data.train")
+
+    def joined(row: dict[str, Any], index: int) -> dict[str, Any]:
+        ids, sizes = row["input_ids"], row["branches"]
+        beginning = len(ids) - sizes[0]
+        at = other(index)
+        room = longest - beginning
+        added = list(answers[at][:room])
+        marks = list(labels[at][:room])
+        positions = list(range(len(ids))) + list(range(beginning, beginning + len(added)))
+        return {
+            "input_ids": ids + added,
+            "labels": row["labels"] + marks,
+            "branches": [sizes[0], len(added)],
+            "position_ids": positions,
+            "length": len(ids) + len(added),
+        }
+
+    return rows.map(joined, with_indices=True, keep_in_memory=True, load_from_cache_file=False)
+
+
+def kto_trainer(
+    plan: Plan,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Any,
+    evaluation: Any,
+    staging: Path,
+    *,
+    loss: KtoLoss,
+    beta: float,
+    reference: str,
+    mismatched: bool,
+) -> KtoTrainer:
+    """Builds the trainer; arguments as `causal_trainer`'s.
+
+    Args:
+        loss: of each judged answer, (B,).
+        beta: scale of the rewards that are shown.
+        reference: see `reference.add_reference`.
+        mismatched: whether the loss needs the distance between policy and reference.
+    """
+    without_dropout(model)
+    trainer = causal_trainer(
+        plan, model, tokenizer, train, evaluation, staging, kind=KtoTrainer, collator=GroupCollator
+    )
+    assert isinstance(trainer, KtoTrainer)
+    trainer.loss, trainer.beta, trainer.reference, trainer.mismatched = loss, beta, reference, mismatched
+    return trainer

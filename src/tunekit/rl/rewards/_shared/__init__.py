@@ -1,0 +1,1 @@
+"""What several rewards need."""

@@ -1,0 +1,60 @@
+"""The score of a reward model, as `tunekit reward` trains them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from tunekit.core.types import Message
+from tunekit.rl import reward_model
+from tunekit.rl.contract import Answer
+from tunekit.rl.rewards._shared.block import RewardBlock
+from tunekit.rl.rewards._shared.places import find
+
+
+class Config(RewardBlock):
+    """A reward model's score."""
+
+    kind: Literal["model"]
+    model: str = Field(min_length=1, description="a reward model's run, its folder, or an adapter's")
+    batch_size: int = Field(16, ge=1, description="answers a forward pass, at most")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU where there is one")
+
+
+def default_name(config: Config) -> str:
+    """That of the model's folder."""
+    return Path(config.model).name or "model"
+
+
+def check(config: Config, folder: Path) -> None:
+    """Reads what the model's folder says of itself; loads no weights.
+
+    Raises:
+        UserError, MachineError: as `reward_model.find`, and where the device is not there.
+    """
+    reward_model.find(find(config.model, folder, "folder"))
+    reward_model.device_of(config.device)
+
+
+def open(config: Config, folder: Path) -> Callable[[Sequence[Answer]], list[float]]:
+    """Loads the model.
+
+    Raises:
+        UserError, MachineError: as `RewardModel.load`.
+    """
+    model = reward_model.RewardModel.load(find(config.model, folder, "folder"), device=config.device)
+
+    def scores(answers: Sequence[Answer]) -> list[float]:
+        conversations = [_conversation(answer) for answer in answers]
+        return model.scores(conversations, config.batch_size, places=[answer.where for answer in answers])
+
+    return scores
+
+
+def _conversation(answer: Answer) -> str | tuple[Message, ...]:
+    if not answer.messages:  # a text that was continued
+        return answer.prompt + answer.text
+    return (*answer.messages, Message("assistant", answer.text))
