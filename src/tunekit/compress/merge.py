@@ -17,6 +17,7 @@ from tunekit.core.front_matter import licence_files, license_of
 from tunekit.core.progress import Screen
 from tunekit.core.registry import QUANTIZERS
 from tunekit.model import artefact, kbit
+from tunekit.model.heads import refuse_scores
 from tunekit.model.names import resolve_name
 from tunekit.model.quiet import hushed
 from tunekit.model.restore import Artefact, attach, find, load_base, load_tokenizer, loadable
@@ -75,6 +76,7 @@ def merge(request: Request, screen: Screen) -> dict[str, Any]:
         MachineError: damaged files, or no room.
     """
     found = find(request.folder)
+    refuse_scores(found, "take it as it is: `reward: [{model: ...}]`; or train it without an adapter")
     mergeable(found)
     if request.target.exists() and (not request.target.is_dir() or any(request.target.iterdir())):
         raise UserError("the folder exists already", where=str(request.target), fix="name another with --output")

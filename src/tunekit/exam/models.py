@@ -22,6 +22,7 @@ from tunekit.evaluate.mode import plain_model
 from tunekit.exam.recipe import LOCAL, options
 from tunekit.model import restore
 from tunekit.model.fingerprint import weights_fingerprint
+from tunekit.model.heads import refuse_scores
 from tunekit.model.names import resolve_name
 from tunekit.model.quiet import hushed
 from tunekit.model.restore import Artefact
@@ -94,6 +95,7 @@ def subject(name: str, revision: str | None = None, *, served: bool = False) -> 
         raise UserError(f"'{name}' is a folder, which has no revisions", where="revision", fix="leave it out")
     if not name.startswith("builtin:") and path.is_dir():
         found = restore.find(path)
+        refuse_scores(found, "how good it is stands in its run's report; evaluate a policy that it rewarded")
         places = (path, path.resolve().parent)
         run = next((RunFolder(at) for at in places if (at / "plan.json").exists()), None)
         role = f"{found.kind_word} adapter" if found.base else "model"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +21,7 @@ from tunekit.data.sources import iter_rows
 from tunekit.evaluate.contract import EvalItem, Row
 from tunekit.model.tokenizer import tokenizer_hash
 from tunekit.plan.plan import Plan
+from tunekit.recipe.kinds import material_of
 from tunekit.recipe.schema import SourceBlock
 from tunekit.runs.layout import RunFolder
 from tunekit.runs.record import read_record
@@ -72,8 +73,9 @@ def examples(
     *,
     answers: bool = False,
     only: Container[str] | None = None,
+    material: types.Material = "texts",
 ) -> Iterator[EvalItem]:
-    """Examples rendered as the model reads them.
+    """Examples rendered as the model reads them; of preference data the better answer.
 
     Args:
         sources: where they are.
@@ -82,11 +84,13 @@ def examples(
         tally: counts what is read and lost.
         answers: only rows with a prompt and an answer can be used.
         only: places of the rows that are wanted; None for all.
+        material: what the sources give.
 
     Raises:
         UserError: the rows are conversations, and the tokenizer has no chat template.
     """
-    for origin, example in ExampleReader(base).examples(sources):
+    for origin, learnt in ExampleReader(base, material).learnt(sources):
+        example = learnt if isinstance(learnt, str) else conversations(learnt)[0]
         if only is not None and str(origin) not in only:
             continue
         tally.read += 1
@@ -159,7 +163,8 @@ def held_out_for(
     data = plan.recipe.data
     sources = data.eval if isinstance(data.eval, tuple) else data.train
     wanted = {item.where for item in held}
-    read = examples(sources, Path(plan.recipe_folder), fitter, tally, answers=answers, only=wanted)
+    base, material = Path(plan.recipe_folder), material_of(plan.method)
+    read = examples(sources, base, fitter, tally, answers=answers, only=wanted, material=material)
     found = {item.where: item for item in read}
     if len(wanted) < len(held) or found.keys() != wanted:
         what = "the held-out rows cannot be given to another model as the run prepared them"
@@ -234,12 +239,28 @@ def training_texts(run: RunFolder | None, sources: Sequence[SourceBlock], base: 
         if places is None:
             raise DataError("the run's ledger cannot be read", where=str(run.ledger))
         held = frozenset(places)
-    for origin, example in ExampleReader(base).examples(sources):
-        if isinstance(example, types.Example) and str(origin) not in held:
+    material = material_of(plan.method) if run is not None else "texts"
+    for origin, learnt in ExampleReader(base, material).learnt(sources):
+        for example in conversations(learnt) if str(origin) not in held else ():
             turns = example.messages
             shown = "\n".join(f"{turn.role}: {turn.content}" for turn in turns[:-1])  # as a prompt of several turns
             for text in [turn.content for turn in turns] + [shown] * (len(turns) > 2) or [example.text]:
                 yield text, str(origin)
+
+
+def conversations(learnt: types.Learnt | str) -> list[types.Example]:
+    """What was learnt from a row, each answer as a conversation (or text); a prompt with the right answer, if any."""
+    if isinstance(learnt, str):
+        return []
+    if isinstance(learnt, types.Example):
+        return [learnt]
+    if isinstance(learnt, types.Judged):
+        return [learnt.example]
+    if isinstance(learnt, types.Question):
+        asked = learnt.example
+        answer = (types.Message("assistant", learnt.reference),) if learnt.reference and asked.messages else ()
+        return [replace(asked, messages=asked.messages + answer)]
+    return list(dict.fromkeys(side for pair in learnt for side in (pair.chosen, pair.rejected)))
 
 
 def _check_sources(run: RunFolder, sources: Sequence[SourceBlock], base: Path) -> None:
