@@ -35,6 +35,7 @@ bench: $(STAMP)  ## ratios against the libraries tunekit stands on, in one run
 	$(BIN)/python benchmarks/growth.py --turns 1
 	$(BIN)/python benchmarks/likelihood.py --rounds 1
 	$(BIN)/python benchmarks/generation.py --rounds 1
+	$(BIN)/python benchmarks/dpo.py --rounds 1
 
 bench-gpu: $(STAMP)  ## the same on a GPU: models of 0.5 and 1 billion parameters, packed rows of 2,048 tokens
 	$(BIN)/python benchmarks/gpu.py

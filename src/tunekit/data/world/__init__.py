@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from tunekit.data.world import parts, talk
+from tunekit.data.world import parts, preferences, talk
 from tunekit.data.world.dice import Dice, Key, is_held_out
 
 Split = Literal["train", "held_out"]
@@ -17,7 +17,7 @@ _MAKERS: dict[str, tuple[Callable[[Dice, bool], parts.KeyedRow], int, int]] = {
     "instructions": (parts.instruction_row, 6000, 400),
     "chats": (talk.chat_row, 1500, 150),
     "smalltalk": (talk.smalltalk_row, 1500, 100),
-    "preferences": (parts.preference_row, 1500, 150),
+    "preferences": (preferences.preference_row, 1500, 150),
     "tasks": (parts.task_row, 2000, 200),
     "labels": (parts.label_row, 1500, 200),
     "pairs": (parts.pair_row, 3000, 300),
