@@ -27,6 +27,7 @@ MATRIX = {
     "muon": {"train__optimizer": "muon"},
     "neftune": {"train__neftune_alpha": 5.0},
     "evaluated": {**EVAL, "train__keep_best": True, "train__early_stopping": {"patience": 50}},
+    "evaluated with dropout": {**EVAL, "adapter": LORA},
     "logged seldom": {"train__log_every": 5},
     "sequential": {"data__shuffle": False},
     "pretrain": {"method": "pretrain", "data__packing": True, "train__batch_size": 4, "data__max_length": 64},
@@ -106,6 +107,8 @@ def cases():
         for at in (2, 5):
             slow = at == 5 or name not in quick
             yield pytest.param(name, at, marks=[pytest.mark.slow] if slow else [])
+    # stopped while the evaluation after step 4 is under way: it is made up for by the run that goes on
+    yield pytest.param("evaluated with dropout", 3)
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ _KINDS = (ADAPTERS, QUANTIZERS)
 
 
 def material_of(what: str | Recipe) -> Material:
-    """What a recipe's method learns from, or a method by its name; where it depends on its options, by their defaults."""
+    """What a recipe's method learns from, or a method by its name: by the defaults, where it depends on its options."""
     plugin = METHODS.load(what if isinstance(what, str) else what.method)
     material: Material = getattr(plugin, "MATERIAL", "texts")
     if not isinstance(what, str) and hasattr(plugin, "material"):

@@ -272,8 +272,11 @@ class TunekitTrainer(Guarding):
         model.eval()
         self.held_out_sums.values = {}  # one that was cut short may have left something
         total = [0.0, 0.0]
+        own = (
+            torch.Generator()
+        )  # a loader draws a number: an evaluation that is made up for later must not shift training's
         with torch.no_grad():
-            for batch in EpochLoader(rows, batches, collate_fn=self.data_collator):  # type: ignore[attr-defined]
+            for batch in EpochLoader(rows, batches, collate_fn=self.data_collator, generator=own):  # type: ignore[attr-defined]
                 self.pulse(f"evaluating, step {self.state.global_step}")
                 if self.ranks.sum([self.stop.signum is not None])[0]:
                     model.train()
