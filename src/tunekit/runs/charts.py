@@ -18,7 +18,7 @@ _MOST_POINTS = 1500  # of a line; longer ones are thinned to the extremes of equ
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a chart: ``kind`` is its look, "train", "faint", "eval" (with dots) or "plain"."""
+    """A line of a chart: ``kind`` is its look, "train", "faint", "plain", "part-0" ..., or with dots "eval..."."""
 
     name: str
     kind: str
@@ -56,7 +56,7 @@ def thinned(points: Sequence[Point], most: int = _MOST_POINTS) -> list[Point]:
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers from at or below ``low`` to at or above ``high``, about ``about`` of them."""
-    if high <= low:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # equal but for the rounding of a mean
         low, high = low - (abs(low) * 0.1 or 0.5), high + (abs(high) * 0.1 or 0.5)
     raw = (high - low) / max(1, about - 1)
     power = 10.0 ** math.floor(math.log10(raw))
@@ -279,8 +279,8 @@ def _line(series: Series, x_range: tuple[float, float], y_range: tuple[float, fl
             stretches.append([])
             rules.append(_rule(_at(x, x_range, _WIDTH), 0, None, _HEIGHT, "broken"))
     lines = [tag("polyline", points=" ".join(points), cls=f"line-{series.kind}") for points in stretches if points]
-    alone = [points[0] for points in stretches if len(points) == 1] if series.kind != "eval" else []
-    dotted = [point for points in stretches for point in points] if series.kind == "eval" else alone
+    alone = [points[0] for points in stretches if len(points) == 1]
+    dotted = [point for points in stretches for point in points] if series.kind.startswith("eval") else alone
     # A line of no length with round ends is a dot that stays round however the plot is stretched.
     dots = [tag("path", d=f"M{point.replace(',', ' ')}h0", cls=f"dot line-{series.kind}") for point in dotted]
     return tag("g", rules, lines, dots)

@@ -67,10 +67,10 @@ def _mend(path: Path, keep_through: int | None) -> None:
     """Cuts off a torn last line and, for a resumed run, the lines of steps after ``keep_through``."""
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    lines = whole.decode("utf-8").splitlines(keepends=True)
+    kept = whole
     if keep_through is not None:
-        lines = [line for line in lines if json.loads(line)["step"] <= keep_through]
-    kept = "".join(lines).encode("utf-8")
+        lines = whole.split(b"\n")[:-1]  # a text may hold separators which str.splitlines takes for ends of lines
+        kept = b"".join(line + b"\n" for line in lines if json.loads(line)["step"] <= keep_through)
     if kept != content:
         write_atomic(path, kept)
 

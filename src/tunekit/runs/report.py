@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,43 @@ from tunekit.runs.layout import RunFolder
 from tunekit.runs.metrics import read_metrics
 from tunekit.runs.record import read_record
 from tunekit.runs.report_html import page
+from tunekit.runs.report_rollouts import MOST_ANSWERS
+from tunekit.runs.rollouts import SampledAnswer, read_rollouts
 from tunekit.runs.scrub import Scrubber
 
 
 def write_report(folder: RunFolder) -> Path:
-    """Writes ``report.html`` from record.json, metrics.jsonl, recipe.yaml and plan.json, and gives its path.
+    """Writes ``report.html`` from record.json, metrics.jsonl, rollouts.jsonl, recipe.yaml and plan.json.
 
-    The page loads nothing from anywhere. The recipe, plan and metrics may be missing (a run that failed early).
+    The page loads nothing from anywhere. All but the record may be missing (a run that failed early, a method without
+    rollouts).
+
+    Returns:
+        the page's path.
 
     Raises:
-        UserError: the record, the metrics or the plan is damaged.
+        UserError: one of the files is damaged.
     """
     record = read_record(folder)
     scrubber = Scrubber.of_this_machine(folder.path)
     recipe = scrubber.text(folder.recipe.read_text(encoding="utf-8")) if folder.recipe.exists() else ""
     plan = _as_yaml(scrubber.value(_read_plan(folder.plan))) if folder.plan.exists() else ""
-    write_atomic(folder.report, page(folder.name, record, read_metrics(folder.metrics), recipe, plan))
+    found, total = read_rollouts(folder.rollouts, MOST_ANSWERS)
+    answers = [_scrubbed(answer, scrubber) for answer in found]
+    metrics = read_metrics(folder.metrics)
+    write_atomic(folder.report, page(folder.name, record, metrics, recipe, plan, (answers, total)))
     return folder.report
+
+
+def _scrubbed(answer: SampledAnswer, scrubber: Scrubber) -> SampledAnswer:
+    """The answer as it may be shown to others."""
+    return replace(
+        answer,
+        prompt=scrubber.text(answer.prompt, content=True),
+        reference=scrubber.text(answer.reference, content=True),
+        answer=scrubber.text(answer.answer, content=True),
+        parts={scrubber.text(name): value for name, value in answer.parts.items()},
+    )
 
 
 def _read_plan(path: Path) -> Any:

@@ -1,28 +1,34 @@
-"""The report's page: header, headline, evaluation and training; the rest is in report_sections."""
+"""The report's page: header, headline and evaluation; the other sections have modules of their own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from tunekit.runs.charts import Series, intervals, line_chart, smoothed
+from tunekit.runs.charts import intervals
 from tunekit.runs.markup import Html, document, tag
 from tunekit.runs.record import Record, TaskPart, TrainingPart
+from tunekit.runs.report_rollouts import rollouts_section
 from tunekit.runs.report_script import SCRIPT
 from tunekit.runs.report_sections import data_section, environment_section, recipe_section, samples_section
 from tunekit.runs.report_style import STYLE
+from tunekit.runs.report_training import training_section
+from tunekit.runs.rollouts import SampledAnswer
 from tunekit.runs.verdict import headline, metric_name, show_difference, show_estimate, show_p, show_value
-from tunekit.runs.wording import as_float, compact, count, duration, number, percent, when
+from tunekit.runs.wording import compact, count, duration, number, percent, when
 
 _STATUS_TONE = {"done": "good", "failed": "bad"}
 _VERDICT_TONE = {"better": "good", "worse": "bad"}
-_SMOOTH_FROM = 40  # points from which a smoothed line is drawn over the losses
-_MOST_EXTRA = 12  # charts of values that belong to one method only
-_OWN_CHART = ("learning_rate", "grad_norm", "tokens_per_second", "mfu")
-_NO_CHART = frozenset({"step", "total_steps", "epoch", "seconds", "seconds_left", "loss", "eval_loss", *_OWN_CHART})
 
 
-def page(name: str, record: Record, metrics: Sequence[dict[str, Any]], recipe: str, plan: str) -> str:
+def page(
+    name: str,
+    record: Record,
+    metrics: Sequence[dict[str, Any]],
+    recipe: str,
+    plan: str,
+    answers: tuple[Sequence[SampledAnswer], int] = ((), 0),
+) -> str:
     """The whole report as HTML.
 
     Args:
@@ -31,10 +37,12 @@ def page(name: str, record: Record, metrics: Sequence[dict[str, Any]], recipe: s
         metrics: the lines of metrics.jsonl.
         recipe: the recipe as given, YAML text; empty when there is none.
         plan: the resolved plan as YAML text; empty when there is none.
+        answers: some of the answers that a policy gave while it was trained, and how many there are.
     """
     sections = [
         ("evaluation", "Evaluation", _evaluation(record)),
-        ("training", "Training", _training(metrics)),
+        ("training", "Training", training_section(metrics)),
+        ("answers", "Answers over the run", rollouts_section(*answers)),
         ("data", "Data", data_section(record.data)),
         ("samples", "Samples", samples_section(record.evaluation)),
         ("recipe", "Recipe", recipe_section(recipe, plan)),
@@ -173,51 +181,3 @@ def _estimate(label: str, value: str, interval: str) -> Html:
     return tag(
         "td", tag("span", tag("b", value), tag("small", interval) if interval else None), cls="num", data_label=label
     )
-
-
-def _training(metrics: Sequence[dict[str, Any]]) -> Html | None:
-    losses, evals = _points(metrics, "loss"), _points(metrics, "eval_loss")
-    if not losses and not evals:
-        return None
-    if len(losses) >= _SMOOTH_FROM:
-        lines = [
-            Series("training loss", "faint", losses),
-            Series("smoothed", "train", smoothed(losses, len(losses) // 50 + 2)),
-        ]
-    else:
-        lines = [Series("training loss", "train", losses)]
-    small = [
-        line_chart("Learning rate", [Series("learning rate", "plain", _points(metrics, "learning_rate"))]),
-        line_chart("Gradient norm", [Series("gradient norm", "plain", _points(metrics, "grad_norm"))]),
-        line_chart(
-            "Tokens per second", [Series("tokens/s", "plain", _points(metrics, "tokens_per_second"))], show=compact
-        ),
-    ]
-    if mfu := _points(metrics, "mfu"):  # a short run does not measure it
-        small.append(line_chart("MFU (model FLOPs utilization)", [Series("MFU", "plain", mfu)], show=percent))
-    return tag(
-        "div",
-        line_chart("Loss", [*lines, Series("eval loss", "eval", evals)], tall=True),
-        tag("div", small, _extra(metrics), cls="small-charts"),
-    )
-
-
-def _extra(metrics: Sequence[dict[str, Any]]) -> list[Html]:
-    """Charts of the values that only some methods log (reward margins, KL and so on), each with its evaluation."""
-    keys = {key: None for row in metrics for key, value in row.items() if as_float(value) is not None}
-    own = [key for key in keys if key not in _NO_CHART and not key.startswith("eval_")]
-    charts = []
-    for key in own:
-        points = _points(metrics, key)
-        if len(points) > 1:
-            lines = [Series(_words(key), "plain", points), Series("eval", "eval", _points(metrics, f"eval_{key}"))]
-            charts.append(line_chart(_words(key)[:1].upper() + _words(key)[1:], lines))
-    return charts[:_MOST_EXTRA]
-
-
-def _words(key: str) -> str:
-    return key.replace("_gb", " in GB").replace("_", " ").replace("/", " ")
-
-
-def _points(metrics: Sequence[dict[str, Any]], key: str) -> list[tuple[float, float]]:
-    return [(row["step"], n) for row in metrics if "step" in row and (n := as_float(row.get(key))) is not None]

@@ -1,4 +1,4 @@
-"""The report's script: chart read-outs, the samples' filter, unfolding before print. The page reads well without."""
+"""The report's script: chart read-outs, filters, unfolding before print. The page reads well without."""
 
 SCRIPT = r"""
 "use strict";
@@ -68,6 +68,35 @@ if (words && group) {
   };
   words.addEventListener("input", apply);
   group.addEventListener("change", apply);
+}
+const rows = document.querySelector("#answers-rows");
+if (rows) {
+  const [search, kind, order, told] = ["words", "kind", "order", "count"].map((part) =>
+    document.querySelector("#answers-" + part));
+  const all = [...rows.children].map((row) => ({ row, text: row.textContent.toLowerCase() }));
+  const apply = () => {
+    const wanted = search.value.trim().toLowerCase();
+    let shown = 0;
+    for (const { row, text } of all) {
+      const fits = text.includes(wanted) && (!kind.value || row.dataset.ended === kind.value);
+      row.hidden = !fits;
+      shown += fits;
+    }
+    told.textContent = shown + " of " + all.length + " shown";
+  };
+  const sort = () => {
+    const key = order.value.replace("-", ""), sign = order.value.startsWith("-") ? -1 : 1;
+    const known = all.filter(({ row }) => row.dataset[key] !== "");
+    const unknown = all.filter(({ row }) => row.dataset[key] === "");
+    known.sort((a, b) => {
+      const one = Number(a.row.dataset[key]), other = Number(b.row.dataset[key]);
+      return one === other ? 0 : sign * (one < other ? -1 : 1);
+    });
+    rows.append(...[...known, ...unknown].map(({ row }) => row));
+  };
+  search.addEventListener("input", apply);
+  kind.addEventListener("change", apply);
+  order.addEventListener("change", sort);
 }
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => { part.open = true; }));
 """

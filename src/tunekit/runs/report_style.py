@@ -96,7 +96,30 @@ padding-top:8px}
 .plot .line-plain{stroke-width:1.6}
 .plot .line-faint{stroke:var(--tuned);stroke-width:1.1;opacity:.42}
 .plot .line-eval{stroke:var(--eval);stroke-width:1.6}
-.plot .dot{stroke-width:7}
+.plot .line-good,.plot .line-eval-good{stroke:var(--good)}
+.plot .line-bad,.plot .line-eval-bad{stroke:var(--bad)}
+.key.line-good,.key.line-eval-good{background:var(--good)}
+.key.line-bad,.key.line-eval-bad{background:var(--bad)}
+.plot .line-part-0,.plot .line-eval-part-0{stroke:var(--tuned)}
+.key.line-part-0,.key.line-eval-part-0{background:var(--tuned)}
+.plot .line-part-1,.plot .line-eval-part-1{stroke:#16907c}
+.key.line-part-1,.key.line-eval-part-1{background:#16907c}
+.plot .line-part-2,.plot .line-eval-part-2{stroke:#9556c9}
+.key.line-part-2,.key.line-eval-part-2{background:#9556c9}
+.plot .line-part-3,.plot .line-eval-part-3{stroke:#c2992b}
+.key.line-part-3,.key.line-eval-part-3{background:#c2992b}
+.plot .line-part-4,.plot .line-eval-part-4{stroke:#c2417c}
+.key.line-part-4,.key.line-eval-part-4{background:#c2417c}
+.plot .line-part-5,.plot .line-eval-part-5{stroke:#7e8796}
+.key.line-part-5,.key.line-eval-part-5{background:#7e8796}
+.plot [class*=line-part-],.plot .line-good,.plot .line-bad{stroke-width:1.6}
+.plot [class*=line-eval-]{stroke-width:1.4;stroke-dasharray:5 4}
+.key[class*=line-eval-]{-webkit-mask:repeating-linear-gradient(90deg,#000 0 4px,transparent 4px 6px);
+mask:repeating-linear-gradient(90deg,#000 0 4px,transparent 4px 6px)}
+.plot .dot,.plot .dot[class*=line-]{stroke-width:7;stroke-dasharray:none}
+.about{margin:8px 0 0;font-size:13px;line-height:1.45;color:var(--soft);max-width:88ch}
+h3.part{margin:30px 0 0;font-size:14px;color:var(--ink)}
+h3.part+.small-charts{margin-top:16px}
 .cursor{position:absolute;top:0;bottom:0;width:1px;background:var(--faint);pointer-events:none}
 .readout{position:absolute;top:6px;padding:6px 10px;border-radius:6px;background:var(--ink);color:var(--card);
 font-size:12.5px;
@@ -134,6 +157,13 @@ background:var(--code);border-bottom:1px solid var(--line);font-size:13px;color:
 .cells>div{background:var(--card);padding:10px 14px;min-width:0;flex:1 1 210px}
 .cells h3{display:flex;gap:6px;align-items:center;margin:0 0 4px;font-size:12.5px}
 .text{white-space:pre-wrap;overflow-wrap:anywhere;max-height:17em;overflow:auto;font-size:14px}
+table.rollouts td{vertical-align:top}
+table.rollouts td.words{min-width:200px}
+table.rollouts .text{max-height:13em}
+table.rollouts details{margin-top:6px}
+table.rollouts td small{white-space:normal;overflow-wrap:anywhere}
+table.rollouts td[data-label=Reward]{min-width:150px;max-width:230px}
+table.rollouts td[data-label=Ended]{white-space:nowrap;font-size:13px}
 .right{color:var(--good);font-weight:700}
 .wrong{color:var(--bad);font-weight:700}
 dl.pairs{display:grid;grid-template-columns:minmax(90px,auto) 1fr;gap:3px 18px;margin:0;font-size:14px}
@@ -161,6 +191,9 @@ table.cards td{display:flex;justify-content:space-between;gap:14px;padding:3px 0
 table.cards td::before{content:attr(data-label);color:var(--soft);font-size:13px;text-align:left}
 table.cards td small{display:inline-block;margin-left:6px;white-space:normal}
 table.cards td>div{flex:1}
+table.rollouts td.words{display:block;text-align:left}
+table.rollouts td.words::before{display:block}
+table.rollouts td[data-label=Reward]{max-width:none}
 }
 @media print{
 :root{color-scheme:light;--page:#fff;--card:#fff;--ink:#000;--soft:#444;--faint:#666;--line:#ccc;--grid:#e4e4e4;

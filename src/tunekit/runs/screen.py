@@ -6,50 +6,19 @@ import json as json_module
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
 from tunekit.core.errors import Problem, TunekitError, UserError
 from tunekit.core.progress import Screen, Silent, Step
-from tunekit.runs.wording import amount, as_float, clock, compact, count, duration, json_ready, number, percent
+from tunekit.runs.metric_words import MFU_WORDS, broken, metric_words
+from tunekit.runs.wording import amount, as_float, clock, count, duration, json_ready
 
 MOST_PROBLEMS = 20  # problems shown in one error block
 _EVERY_METRICS = 2.0  # seconds between training lines on a plain screen
 _EVERY_PROGRESS = 10.0  # seconds between progress lines on a plain screen
 _EVERY_EVENT = 1.0  # seconds between progress events in JSON
-MFU_WORDS = "MFU: model FLOPs utilization, a share of the rate of matrix products measured on this machine"
-_NEVER_EXTRA = frozenset({"step", "total_steps", "epoch", "seconds", "seconds_left", "trained_tokens_per_second"})
-_SHORT = {
-    "eval_loss": ("eval loss", number),
-    "learning_rate": ("lr", number),
-    "grad_norm": ("grad", number),
-    "tokens_per_second": ("", lambda value: f"{compact(value)} tok/s"),
-    "mfu": ("MFU", percent),
-    "trained_share": ("trained tokens", percent),
-    "padding_share": ("padding", percent),
-    "memory_gb": ("", lambda value: f"{value:.1f} GB"),
-}
-
-
-def metric_words(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """``values`` as (label, shown value) pairs in the order of reading: loss first, then the known, then the rest.
-
-    What the display itself shows (step, total_steps, ...) and second rates are left out.
-    """
-    known = ["loss", *_SHORT]
-    order = [key for key in known if key in values] + [k for k in values if k not in known and k not in _NEVER_EXTRA]
-    words = []
-    for key in order:
-        label, show = _SHORT.get(key, (key.replace("_", " "), number))
-        value = as_float(values[key])
-        words.append((label, str(values[key]) if value is None else show(value)))
-    return words
-
-
-def broken(values: Mapping[str, Any]) -> bool:
-    """Whether any of the values is a number that is not finite."""
-    return any((n := as_float(value)) is not None and not math.isfinite(n) for value in values.values())
 
 
 def closing_line(name: str, done: int, unit: str, seconds: float, note: str, *, failed: bool) -> str:
@@ -169,13 +138,14 @@ class PlainScreen:
         if "eval_loss" in values:
             self._release()  # the training line of the same step comes first
         self._shown, self._held = now, None
-        if "mfu" in values and not self._spelled:
+        found = metric_words(values)
+        if not self._spelled and any(label == "MFU" for label, _ in found):
             self._spelled = True
             self.say(MFU_WORDS)
         at = f"step {count(values['step'])}" if "step" in values else "training"
         if values.get("total_steps"):
             at += f"/{count(values['total_steps'])}"
-        words = [f"{label} {shown}".strip() for label, shown in metric_words(values)]
+        words = [f"{label} {shown}".strip() for label, shown in found]
         left = as_float(values.get("seconds_left"))
         self.say("  ".join([at, *words] + ([f"{clock(left)} left"] if left is not None else [])))
 

@@ -17,11 +17,13 @@ from rich.text import Text
 
 from tunekit.core.errors import Problem
 from tunekit.core.progress import Step
-from tunekit.runs.screen import MFU_WORDS, ProgressStep, broken, closing_line, metric_words
+from tunekit.runs.metric_words import MFU_WORDS, broken, metric_words
+from tunekit.runs.screen import ProgressStep, closing_line
 from tunekit.runs.wording import NOT_FINITE, as_float, clock, count, sparkline
 
 _REFRESHES = 5  # a second
-_CURVE = 30  # losses in the small curve
+_CURVE = 30  # values in the small curve
+_LEADS = ("reward", "loss")  # the first of these that is logged has its curve shown
 _INDENT = 2
 
 
@@ -72,7 +74,7 @@ class RichScreen:
 
         A running step counted in steps that was opened without a total takes ``total_steps`` as its total.
         """
-        if "mfu" in values and not self._spelled:
+        if not self._spelled and any(label == "MFU" for label, _ in metric_words(values)):
             self._spelled = True
             self.say(MFU_WORDS)
         self._display.take(values)
@@ -108,19 +110,21 @@ class _Display:
 
     def __init__(self) -> None:
         self.steps: tuple[ProgressStep, ...] = ()
-        self._losses: deque[float] = deque(maxlen=_CURVE)
+        self._curves: dict[str, deque[float]] = {}
         self._values: dict[str, Any] = {}
 
     def take(self, values: dict[str, Any]) -> None:
         """Takes in a line of metrics; what it does not mention keeps its last value."""
-        loss = as_float(values.get("loss"))
-        if loss is not None:
-            self._losses = deque([*self._losses, loss], maxlen=_CURVE)
+        for key in _LEADS:
+            value = as_float(values.get(key))
+            if value is not None:
+                curve = deque([*self._curves.get(key, ()), value], maxlen=_CURVE)
+                self._curves = self._curves | {key: curve}
         self._values = self._values | values
 
     def forget(self) -> None:
         """Forgets the training's values."""
-        self._values, self._losses = {}, deque(maxlen=_CURVE)
+        self._values, self._curves = {}, {}
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
@@ -130,18 +134,20 @@ class _Display:
         yield from self.metric_lines(width)
 
     def metric_lines(self, width: int) -> list[Text]:
-        """The last values, in lines no wider than ``width``; the loss leads, with its curve."""
+        """The last values, in lines no wider than ``width``; the loss leads, the reward (else the loss) has a curve."""
         if not self._values:
             return []
         first = [Text(self._step_words(), style="dim")] if "step" in self._values else []
         rest: list[Text] = []
+        lead = next((key for key in _LEADS if key in self._curves), "")
+        values = self._curves.get(lead, ())
         for label, shown in metric_words(self._values):
             word = Text(f"{label} " if label else "", style="dim")
             word.append(shown, style="bold red" if shown in NOT_FINITE else "not dim")
-            if label == "loss" and len(self._losses) > 1:
+            if label == lead and len(values) > 1:
                 curve = max(8, min(_CURVE, width - 50))
-                word.append(f" {sparkline(self._losses, curve):{curve}}", style="cyan not dim")
-            (first if label in ("loss", "eval loss") else rest).append(word)
+                word.append(f" {sparkline(values, curve):{curve}}", style="cyan not dim")
+            (first if label in ("loss", "eval loss", lead) else rest).append(word)
         left = as_float(self._values.get("seconds_left"))
         if left is not None and not any(step.total for step in self.steps):
             rest.append(Text(f"{clock(left)} left", style="dim"))

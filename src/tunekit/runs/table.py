@@ -16,6 +16,7 @@ from rich.text import Text
 
 from tunekit.core.errors import UserError
 from tunekit.runs.environment import environment_words
+from tunekit.runs.last_values import last_values
 from tunekit.runs.layout import RunFolder, checkpoints, list_runs, step_of
 from tunekit.runs.lock import is_held
 from tunekit.runs.metrics import read_metrics
@@ -143,6 +144,9 @@ def run_details(path: Path) -> list[RenderableType]:
     if record.model:
         about.append(("base model", record.model.name))
     parts: list[RenderableType] = [pairs(about), "", console_summary(record, folder, next_commands)]
+    values = last_values(_lines_of(folder))
+    if values is not None:
+        parts += ["", values]
     if record.data:
         parts += ["", _data_table(record.data.splits)]
     took = [(name, duration(seconds)) for name, seconds in record.seconds.items()]
