@@ -51,8 +51,8 @@ WHOLE_ENVIRONMENT = {
     "tunekit.runs.scrub",  # the values of secrets are looked for, to be taken out of what is shown
 }
 IMPORTED_INSIDE_FUNCTIONS = {
-    "tunekit.kernels.attention", "tunekit.kernels.label_loss", "tunekit.kernels.segments", "tunekit.kernels.token_logps",
-    "tunekit.kernels.divergence", "tunekit.rl.pair_losses", "tunekit.rl.kto_loss", "tunekit.rl.advantages",
+    "tunekit.kernels.attention", "tunekit.kernels.label_loss", "tunekit.kernels.segments",
+    "tunekit.kernels.token_logps", "tunekit.kernels.divergence", "tunekit.rl.pair_losses", "tunekit.rl.kto_loss", "tunekit.rl.advantages",
     "tunekit.rl.policy_losses", "tunekit.rl.pairs", "tunekit.rl.kto", "tunekit.rl.scores", "tunekit.rl.policy",
     "tunekit.rl.teaching", "tunekit.rl.groups", "tunekit.rl.compared", "tunekit.rl.estimated",
     "tunekit.train.causal", "tunekit.train.trainer", "tunekit.train.batches", "tunekit.train.muon",

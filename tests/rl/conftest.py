@@ -1,5 +1,6 @@
 """Answers to be rewarded, reward models of random weights, and recipes with rewards."""
 
+import importlib.util
 import shutil
 from pathlib import Path
 
@@ -90,3 +91,83 @@ def scorer(tmp_path_factory):
         return folder
 
     return make
+
+
+def _of_train():
+    """The fixtures of the tests of training: plans, sessions and runs on tiny models."""
+    spec = importlib.util.spec_from_file_location("train_fixtures", Path(__file__).parents[1] / "train" / "conftest.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_train = _of_train()
+quiet_machine, write_rows, note, talks = _train.quiet_machine, _train.write_rows, _train.note, _train.talks
+plan_of, run_plan, session_of, logged = _train.plan_of, _train.run_plan, _train.session_of, _train.logged
+WORDS = _train.WORDS
+
+
+def said(seed, count):
+    """Words by a number; other numbers, other words."""
+    return " ".join(WORDS[(seed * 7 + at * (1 + seed % 5)) % len(WORDS)] for at in range(count))
+
+
+def pair(number):
+    """A pair whose prompt and answers differ in length from row to row; each third has a margin."""
+    row = {
+        "prompt": [{"role": "user", "content": f"{number} {said(number, 1 + number * 5 % 11)}?"}],
+        "chosen": [{"role": "assistant", "content": said(number + 3, 1 + number * 3 % 7)}],
+        "rejected": [{"role": "assistant", "content": said(number + 40, 1 + number * 5 % 9) + " no"}],
+    }
+    return row | ({"margin": 0.25 * (number % 4)} if number % 3 == 0 else {})
+
+
+def verdict(number):
+    """A judged answer; each third is bad."""
+    turns = pair(number)
+    return {"prompt": turns["prompt"], "completion": turns["chosen"], "label": number % 3 != 0}
+
+
+@pytest.fixture(scope="session")
+def pair_of():
+    """One pair by its number."""
+    return pair
+
+
+@pytest.fixture(scope="session")
+def verdict_of():
+    """One judged answer by its number."""
+    return verdict
+
+
+@pytest.fixture(scope="session")
+def preferences(tmp_path_factory, write_rows):
+    """Files by method: 11 ragged pairs, or as many judged answers."""
+    folder = tmp_path_factory.mktemp("preferences")
+    pairs = write_rows(folder / "pairs.jsonl", [pair(number) for number in range(11)])
+    judged = write_rows(folder / "judged.jsonl", [verdict(number) for number in range(11)])
+    return lambda method: judged if method == "kto" else pairs
+
+
+@pytest.fixture(scope="session")
+def preference_plan(plan_of, preferences):
+    """`plan_of` for a method that learns from preferences; ``limit``: so many rows of the file."""
+
+    def build(method, limit=None, **sets):
+        source = {"path": str(preferences(method))} | ({"limit": limit} if limit else {})
+        return plan_of(method, **({"data__train": [source], "train__schedule": "constant"} | sets))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def ready_of(session_of):
+    """A session and its trainer as training finds it: the reference is there; nothing has been trained."""
+    from tunekit.core.progress import Silent
+
+    def build(plan):
+        session, trainer = session_of(plan)
+        trainer.ready(Silent())
+        return session, trainer
+
+    return build

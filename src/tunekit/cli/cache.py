@@ -51,6 +51,10 @@ def list_(debug: Debug = False) -> None:
             age = (time.time() - entry.used) / 86_400
             typer.echo(f"{entry.folder.name}  {entry.size / 1e6:9.1f} MB  {age:5.1f} days  {', '.join(files[:3])}")
         typer.echo(f"{len(entries)} kept, {sum(entry.size for entry in entries) / 1e6:.1f} MB in {cache.root()}")
+        references = cache.kept(cache.reference_root())
+        if references:
+            size = sum(entry.size for entry in references) / 1e6
+            typer.echo(f"{len(references)} references of preference methods, {size:.1f} MB in {cache.reference_root()}")
 
 
 @app.command("clear")
@@ -65,7 +69,8 @@ def clear(
     with guard(debug=debug):
         from tunekit.data import cache
 
-        entries = [e for e in cache.kept(cache.root()) if time.time() - e.used >= days * 86_400]
+        everything = [*cache.kept(cache.root()), *cache.kept(cache.reference_root())]
+        entries = [entry for entry in everything if time.time() - entry.used >= days * 86_400]
         for entry in entries:
             shutil.rmtree(entry.folder)
         typer.echo(f"deleted {len(entries)}, {sum(entry.size for entry in entries) / 1e6:.1f} MB")

@@ -44,6 +44,11 @@ def root() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "tunekit" / "data"
 
 
+def reference_root() -> Path:
+    """Where log-probabilities of reference models are kept."""
+    return root().parent / "reference"
+
+
 @cache
 def code_version() -> str:
     """Hash of the source files that turn rows into examples: editing them makes old prepared data unreachable."""

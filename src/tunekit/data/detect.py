@@ -153,6 +153,10 @@ def _other(probed: Sequence[Mapping[str, Any]], material: Material) -> str:
             given = _loaded(name).GIVES
             break
     if given is None:
+        alone = next((name for name in ("chosen", "rejected") if name in probed[0]), None)
+        if material in ("pairs", "judged") and alone:
+            missing = "rejected" if alone == "chosen" else "chosen"
+            return f"there is no '{missing}' answer beside '{alone}': add one, or train on these with `tunekit sft`"
         return ""
     advice = f"{WORDS[given]}: {_methods(given)}"
     return f"{advice}; or name a format, for example `format: chat`, to train on all" if given == "judged" else advice

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from tunekit.core.registry import did_you_mean
 from tunekit.recipe.schema import Block
+from tunekit.rl.other_reference import check_reference
 from tunekit.rl.pair_options import PairOptions, check_losses
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from tunekit.rl.pairs import PairTrainer
 
 ISOLATED = True
+check = check_reference
 MATERIAL = "pairs"
 LossName = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
@@ -67,8 +70,11 @@ class Config(Block):
     loss: LossName | dict[str, float] = Field(
         "sigmoid", description="the loss, or several with their weights: {sigmoid: 1.0, sft: 0.2}"
     )
-    reference: Literal["initial", "base"] = Field(
-        "initial", description="what the policy is held to: itself as it begins, or the model without its adapter"
+    reference: str = Field(
+        "initial",
+        min_length=1,
+        description="what the policy is held to: initial, itself as it begins; base, the model without its adapter; or "
+        "another model's Hub id or folder",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of pairs whose order is thought wrong")
     divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = Field(
@@ -82,9 +88,10 @@ class Config(Block):
     @classmethod
     def _known(cls, value: Any) -> Any:
         if isinstance(value, dict):
-            strange = [name for name in value if name not in get_args(LossName)]
-            if strange or not value or any(weight <= 0 for weight in value.values()):
-                raise ValueError(f"losses among {', '.join(get_args(LossName))}, each with a weight above 0")
+            known = get_args(LossName)
+            hints = [f"there is no '{name}': {did_you_mean(name, known)}" for name in value if name not in known]
+            if hints or not value or any(weight <= 0 for weight in value.values()):
+                raise ValueError("; ".join(["losses, each with a weight above 0", *hints]))
         return value
 
     @model_validator(mode="after")

@@ -45,8 +45,11 @@ data:
   max_length: 128                 # longest prompt in tokens
 
 grpo:
-  reward:                         # summed by weight; also {function: my_rewards.py:score}, {model: runs/reward}
-    - kind: exact_match
+  reward:                         # summed by weight
+    - {kind: regex, pattern: "[.!?。！？]$", name: sentence}   # 1 for an answer that ends as a sentence does
+    - {kind: length, max: 16, weight: 0.5}                    # and is short; in tokens
+    # - kind: exact_match           # where the data has right answers, and the model finds some of them
+    # - {function: my_rewards.py:score}, {model: runs/reward}, ...
   generations: 8                  # answers to each prompt
   max_new_tokens: 32
   temperature: 1.0
@@ -68,6 +71,7 @@ eval:
 class Config(RolloutBlock):
     """The `grpo:` block."""
 
+    generations: int = Field(8, ge=2, le=4096, description="answers drawn to each prompt, which are compared")
     loss: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo"] = Field(
         "dapo", description="how the tokens of a step are weighed: grpo by answer, dapo (as TRL) by token, ..."
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from tunekit.recipe.schema import Block
+from tunekit.rl.other_reference import check_reference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from tunekit.rl.kto import KtoTrainer
 
 ISOLATED = True
+check = check_reference
 MATERIAL = "judged"
 
 RECIPE = """\
@@ -63,8 +65,11 @@ class Config(Block):
     loss: Literal["kto", "apo_zero_unpaired"] = Field("kto", description="apo_zero_unpaired has no reference point")
     desirable_weight: float = Field(1.0, gt=0, description="of the losses of good answers")
     undesirable_weight: float = Field(1.0, gt=0, description="of the losses of bad answers")
-    reference: Literal["initial", "base"] = Field(
-        "initial", description="what the policy is held to: itself as it begins, or the model without its adapter"
+    reference: str = Field(
+        "initial",
+        min_length=1,
+        description="what the policy is held to: initial, itself as it begins; base, the model without its adapter; or "
+        "another model's Hub id or folder",
     )
 
 

@@ -45,8 +45,11 @@ data:
   max_length: 128                 # longest prompt in tokens
 
 ppo:
-  reward:                         # summed by weight; also {function: my_rewards.py:score}, {model: runs/reward}
-    - kind: exact_match
+  reward:                         # summed by weight
+    - {kind: regex, pattern: "[.!?。！？]$", name: sentence}   # 1 for an answer that ends as a sentence does
+    - {kind: length, max: 16, weight: 0.5}                    # and is short; in tokens
+    # - kind: exact_match           # where the data has right answers, and the model finds some of them
+    # - {function: my_rewards.py:score}, {model: runs/reward}, ...
   generations: 4                  # answers to each prompt
   max_new_tokens: 32
   rollout_steps: 2                # batches of prompts that are answered at once

@@ -45,8 +45,11 @@ data:
   max_length: 128                 # longest prompt in tokens
 
 rloo:
-  reward:                         # summed by weight; also {function: my_rewards.py:score}, {model: runs/reward}
-    - kind: exact_match
+  reward:                         # summed by weight
+    - {kind: regex, pattern: "[.!?。！？]$", name: sentence}   # 1 for an answer that ends as a sentence does
+    - {kind: length, max: 16, weight: 0.5}                    # and is short; in tokens
+    # - kind: exact_match           # where the data has right answers, and the model finds some of them
+    # - {function: my_rewards.py:score}, {model: runs/reward}, ...
   generations: 8                  # answers to each prompt
   max_new_tokens: 32
   beta: 0.05                      # price of a nat of KL, taken from the reward
@@ -68,6 +71,7 @@ eval:
 class Config(RolloutBlock):
     """The `rloo:` block."""
 
+    generations: int = Field(8, ge=2, le=4096, description="answers drawn to each prompt, which are compared")
     beta: float = Field(0.05, ge=0, le=100, description="price of the KL from the reference, taken from the reward")
     kl: Literal["k1", "k2", "k3"] = Field("k1", description="estimate of the KL a token; k1 is unbiased")
     normalise: bool = Field(False, description="bring the advantages of a rollout to mean 0 and deviation 1")

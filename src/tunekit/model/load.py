@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,12 +75,13 @@ def _base(plan: Plan, dtype: torch.dtype) -> PreTrainedModel:
     options |= kbit.load_options(block.quantize, _compute_dtype(plan), plan.hardware.device, config)
     with hub_errors(name):
         try:
-            return auto.from_pretrained(  # type: ignore[no-any-return]
+            model, info = auto.from_pretrained(
                 name.location,
                 revision=block.revision,
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
+                output_loading_info=True,
                 **labels,
                 **options,
             )
@@ -87,6 +89,28 @@ def _base(plan: Plan, dtype: torch.dtype) -> PreTrainedModel:
             raise MachineError(
                 str(error).strip().splitlines()[0], where="model", fix="`tunekit doctor` shows what is missing"
             ) from error
+    _refuse_missing(info["missing_keys"], scored=bool(labels))
+    return model  # type: ignore[no-any-return]
+
+
+def _refuse_missing(names: Iterable[str], *, scored: bool) -> None:
+    """Refuses weights that the folder does not hold: they would be random, and nobody would know.
+
+    Args:
+        names: of the missing tensors.
+        scored: the model gets a fresh head that scores.
+
+    Raises:
+        UserError: some are missing.
+    """
+    missing = sorted(name for name in names if not (scored and name.startswith("score.")))
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UserError(
+            f"the model's files do not hold {', '.join(missing[:3])}{more}: these weights would be random",
+            where="model.name",
+            fix="name a whole model of this kind (a reward model has no head that writes)",
+        )
 
 
 def _head(plan: Plan) -> tuple[Any, dict[str, Any]]:

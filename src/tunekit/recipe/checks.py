@@ -187,6 +187,9 @@ def _groups(recipe: Recipe) -> Found:
         yield ("data", "streaming"), f"{method} goes over its rows before it trains", "leave data.streaming out"
     if data.loss_on != "assistant":
         yield ("data", "loss_on"), f"{method} learns from last answers alone", "leave data.loss_on out"
+    if getattr(recipe.adapter_block, "dropout", 0.0):
+        what = f"{method} has no dropout: the policy must not differ from its reference by chance"
+        yield ("adapter", "dropout"), what, "leave adapter.dropout out"
     if recipe.train.extra.get("label_smoothing_factor"):
         yield ("train", "extra", "label_smoothing_factor"), f"{method} has no labels to smooth", "leave it out"
 

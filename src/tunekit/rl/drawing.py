@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tunekit.core.progress import Silent
+from tunekit.core.errors import DataError
+from tunekit.core.progress import Screen, Silent
 from tunekit.evaluate.contract import Prompt
 from tunekit.evaluate.decoding import text_of
 from tunekit.evaluate.local import TransformersEngine, stop_tokens
 from tunekit.evaluate.mode import evaluating, without_adapter
+from tunekit.model.starts import changes_base
 from tunekit.rl.rollouts import Drawn, Rollout, asked, group_of
 from tunekit.rl.tables import Table
 
@@ -26,6 +28,33 @@ def engine_of(trainer: PolicyTrainer, model: Any) -> TransformersEngine:
     return TransformersEngine(
         model, trainer.tokenizer, batch_size=block.rollout_batch_size, stop_ids=trainer.stop_ids, share=False
     )
+
+
+def check_prompts(trainer: PolicyTrainer, screen: Screen) -> None:
+    """Finds now what would end the run at some later window: prompts that cannot be answered, or not be judged.
+
+    Raises:
+        UserError: a reward's file is not there any more: the run may be gone on with long after it began.
+        DataError: a right answer that a reward cannot use, or a prompt that fills the model's positions.
+    """
+    trainer.rewarder.check()
+    positions = engine_of(trainer, trainer.accelerator.unwrap_model(trainer.model)).positions
+    for rows in (trainer.train_dataset, trainer.eval_dataset):
+        if rows is None:
+            continue
+        numbers, lengths = [numbers[0] for numbers in rows["rows"]], rows["length"][:]
+        trainer.rewarder.check_rows(zip(rows["reference"], map(trainer.where, numbers), strict=True))
+        full = [at for at, length in enumerate(lengths) if positions is not None and length >= positions]
+        if full:
+            size, where = lengths[full[0]], trainer.where(numbers[full[0]])
+            raise DataError(
+                f"a prompt of {size} tokens leaves no room for an answer in the model's {positions} positions",
+                where=where,
+                fix="lower data.max_length: longer prompts are left out then",
+            )
+        short = positions is not None and sum(n + trainer.block.max_new_tokens > positions for n in lengths)
+        if short:
+            screen.warn(f"{short} of {len(rows)} prompts leave room for shorter answers only ({positions} positions)")
 
 
 def roll_out(trainer: PolicyTrainer, rows: Mapping[int, Mapping[str, Any]], seed: int) -> dict[int, Rollout]:
@@ -93,8 +122,8 @@ def _measure(trainer: PolicyTrainer, model: Any, found: Mapping[int, Rollout]) -
             if values is not None:
                 _enter(part, "values", values)
             if trainer.beta:
-                with as_reference(model, trainer.block.reference, trainer.initial_values):
-                    _enter(part, "reference", _numbers(trainer, model, part)[0])
+                with as_reference(model, trainer.initial_values) as reference:
+                    _enter(part, "reference", _numbers(trainer, reference, part)[0])
 
 
 def _numbers(
@@ -117,25 +146,32 @@ def _enter(part: Sequence[Rollout], name: str, numbers: Sequence[list[float]]) -
 
 
 @contextmanager
-def as_reference(model: Any, kind: str, initial: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """The model as its reference: without its adapter (``base``), or with the trained weights as they were at first."""
-    if kind == "base":
-        with without_adapter(model):
-            yield
+def as_reference(model: Any, initial: Mapping[str, torch.Tensor]) -> Iterator[Any]:
+    """The model with the trained weights of `initial_values`; without its adapter where there are none."""
+    if not initial:
+        with without_adapter(model) as bare:
+            yield bare
         return
     named = {name: parameter for name, parameter in model.named_parameters() if name in initial}
     now = {name: parameter.data for name, parameter in named.items()}
     try:
         for name, parameter in named.items():
             parameter.data = initial[name]
-        yield
+        yield model
     finally:
         for name, parameter in named.items():
             parameter.data = now[name]
 
 
-def initial_values(model: Any) -> dict[str, torch.Tensor]:
-    """A copy of what is going to be trained."""
+def initial_values(model: Any, kind: str) -> dict[str, torch.Tensor]:
+    """A copy of what is going to be trained; empty where the reference (``kind``) is there without one.
+
+    A model without an adapter is its own base, and one whose adapter was made from the base begins as that base did.
+    """
+    from peft import PeftModel
+
+    if kind == "base" and isinstance(model, PeftModel) and not changes_base(model):
+        return {}
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 

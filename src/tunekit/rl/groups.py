@@ -54,9 +54,12 @@ class GroupCollator(Collator):
         """The batch."""
         batch = super().__call__(examples)
         given = [list(example.get("reference_logps") or ()) for example in examples]
-        widest = max(map(len, given))
+        size, widest = len(given), max(map(len, given))
         if widest:
             batch["reference_logps"] = torch.tensor([row + [torch.nan] * (widest - len(row)) for row in given])
+        if "branches" not in batch:  # of fillers alone: the losses look for what other batches have
+            batch["branches"] = torch.zeros((size, 1), dtype=torch.long)
+            batch |= {"score": torch.full((size,), torch.nan), "reference_logps": torch.full((size, 2), torch.nan)}
         return batch
 
 
@@ -131,10 +134,16 @@ class GroupTrainer(CausalTrainer):
         return torch.tensor(self.ranks.sum([own])[0], device=device)
 
 
+def won(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+    """How many chosen answers have the higher reward; a tie is half a one."""
+    return (chosen > rejected).float().sum() + (chosen == rejected).float().sum() / 2
+
+
 def without_dropout(model: nn.Module) -> None:
     """Switches dropout off for good: a policy that is compared with a reference must not differ from it by chance."""
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
+        for name, value in list(vars(module).items()):  # some models pass their share to a function
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)

@@ -16,9 +16,14 @@ from tunekit.plan.plan import Plan
 from tunekit.rl.groups import GroupCollator, Groups, GroupTrainer, without_dropout
 from tunekit.rl.reference import add_reference
 from tunekit.train.causal import causal_trainer
+from tunekit.train.trainer import Share
 
 KtoLoss = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
 """Of log-ratios (B,), whether good (B,), and the reference point: the loss (B,)."""
+
+
+UNEVEN = 4
+"""So many times more answers of one kind are told; the paper weighs the kinds so that they count 1 to 4/3."""
 
 
 class KtoTrainer(GroupTrainer):
@@ -33,16 +38,47 @@ class KtoTrainer(GroupTrainer):
     beta = 0.1
     reference = "initial"
     mismatched = True
+    _alone = False
+    _held_out: list[tuple[float, bool, float]] | None = None
 
     def ready(self, screen: Screen) -> None:
         """Gives every row its mismatched answer, and computes the reference of both."""
         super().ready(screen)
         if self.mismatched:
             longest = self.plan.recipe.data.max_length
-            self.train_dataset = with_others(self.train_dataset, longest)
+            self.train_dataset = with_others(self.train_dataset, longest, "data.train")
             if self.eval_dataset is not None:
-                self.eval_dataset = with_others(self.eval_dataset, longest)
+                self.eval_dataset = with_others(self.eval_dataset, longest, "data.eval")
+        good = sum(score > 0.5 for score in self.train_dataset["score"])
+        bad = len(self.train_dataset) - good
+        if min(good, bad) * UNEVEN < max(good, bad):
+            fix = (
+                "weights (desirable_weight, undesirable_weight) can even that out"
+                if min(good, bad)
+                else "see tunekit sft"
+            )
+            screen.warn(f"{good:,} answers are good, {bad:,} are bad: {fix}")
         add_reference(self, self.reference, screen)
+
+    def local_share(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> Share:
+        """As of another trainer; the reference point is that of the batch."""
+        self._alone = True
+        try:
+            return super().local_share(model, inputs)
+        finally:
+            self._alone = False
+
+    def evaluation(self, rows: Any) -> dict[str, float]:
+        """`TunekitTrainer.evaluation`, with one reference point for all rows: no batch's, and no rank's."""
+        self._held_out = []
+        try:
+            found = super().evaluation(rows)
+            answers = [answer for part in self.ranks.gather(self._held_out) for answer in part]
+        finally:
+            self._held_out = None
+        ratios, good, moved = (torch.tensor(values) for values in zip(*answers, strict=True))
+        z0 = moved.double().mean().clamp(min=0) if self.mismatched else 0.0
+        return found | {"loss": float(self.loss(ratios.double(), good, z0).mean())}
 
     def losses(self, model: nn.Module, groups: Groups, inputs: dict[str, Any]) -> torch.Tensor:
         """(B,) the loss of each row."""
@@ -53,6 +89,9 @@ class KtoTrainer(GroupTrainer):
         moved = groups.logps[first + 1].detach() - reference[:, 1] if self.mismatched else None
         z0 = 0.0 if moved is None else self._reference_point(moved)
         losses = self.loss(ratios, good, z0)
+        if self._held_out is not None:
+            far = torch.zeros_like(ratios) if moved is None else moved
+            self._held_out += zip(ratios.tolist(), good.tolist(), far.tolist(), strict=True)
         rewards = self.beta * ratios.detach()
         sums = self.sums if model.training else self.held_out_sums
         sums.add("reward_good", rewards[good].sum(), good.sum())
@@ -64,7 +103,7 @@ class KtoTrainer(GroupTrainer):
     def _reference_point(self, moved: torch.Tensor) -> torch.Tensor:
         """The mean over a micro-batch of all ranks, at least 0; a rank with fillers alone has none."""
         own = torch.stack([moved.sum().float(), torch.tensor(float(len(moved)), device=moved.device)])
-        total = self.accelerator.reduce(own, reduction="sum")
+        total = own if self._alone else self.accelerator.reduce(own, reduction="sum")
         point: torch.Tensor = (total[0] / total[1].clamp(min=1)).clamp(min=0)
         return point
 
@@ -79,7 +118,7 @@ class KtoTrainer(GroupTrainer):
         super().log(logs, start_time)
 
 
-def with_others(rows: Any, longest: int) -> Any:
+def with_others(rows: Any, longest: int, where: str) -> Any:
     """The rows, each with the answer of another as its second branch.
 
     The other is the next row whose answer is not the same, so that it is fixed for the whole run.
@@ -87,6 +126,7 @@ def with_others(rows: Any, longest: int) -> Any:
     Args:
         rows: prepared rows of one answer each.
         longest: tokens of a beginning and an answer, at most.
+        where: the recipe's key of the rows.
 
     Raises:
         DataError: all rows have the same answer.
@@ -96,17 +136,20 @@ def with_others(rows: Any, longest: int) -> Any:
     ]
     labels = [tuple(row[len(row) - sizes[0] :]) for row, sizes in zip(rows["labels"], rows["branches"], strict=True)]
     size = len(answers)
-
-    def other(index: int) -> int:
-        for step in range(1, size):
-            if answers[(index + step) % size] != answers[index]:
-                return (index + step) % size
-        raise DataError("all answers are the same: nothing can be told good from bad", fix="check data.train")
+    if len(set(answers)) < 2:
+        what = "all answers are the same" if size > 1 else "there is one answer alone"
+        raise DataError(
+            f"{what}: KTO weighs an answer against the answers of other rows", where=where, fix=f"more rows in {where}"
+        )
+    others = [0] * size
+    for index in range(2 * size - 1, -1, -1):  # twice around: the last rows look on at the first ones
+        at, after = index % size, (index + 1) % size
+        others[at] = after if answers[after] != answers[at] else others[after]
 
     def joined(row: dict[str, Any], index: int) -> dict[str, Any]:
         ids, sizes = row["input_ids"], row["branches"]
         beginning = len(ids) - sizes[0]
-        at = other(index)
+        at = others[index]
         room = longest - beginning
         added = list(answers[at][:room])
         marks = list(labels[at][:room])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunekit.core.progress import Screen
 from tunekit.plan.plan import Plan
-from tunekit.rl.groups import GroupCollator, Groups, GroupTrainer, without_dropout
+from tunekit.rl.groups import GroupCollator, Groups, GroupTrainer, without_dropout, won
 from tunekit.rl.pair_losses import PairLogps
 from tunekit.rl.reference import add_reference
 from tunekit.train.causal import causal_trainer
@@ -29,6 +29,9 @@ class PairTrainer(GroupTrainer):
     loss: PairLoss
     rewards: Callable[[PairLogps], tuple[torch.Tensor, torch.Tensor]]
     reference: str | None = None
+    chosen_tokens: float | None = None
+    """Trained tokens of a better answer, on average over a step, or over the held-out rows while they are evaluated."""
+    held_out_tokens: float | None = None
 
     def ready(self, screen: Screen) -> None:
         """Computes the reference, if the method has one."""
@@ -45,7 +48,7 @@ class PairTrainer(GroupTrainer):
         self.noted(
             model,
             len(losses),
-            reward_accuracy=(chosen > rejected).float().sum(),
+            reward_accuracy=won(chosen, rejected),
             reward_margin=(chosen - rejected).sum(),
             reward_chosen=chosen.sum(),
             reward_rejected=rejected.sum(),
@@ -54,21 +57,50 @@ class PairTrainer(GroupTrainer):
         )
         return losses
 
+    def evaluation(self, rows: Any) -> dict[str, float]:
+        """`TunekitTrainer.evaluation`; likelihoods of better answers are means over the tokens of all rows."""
+        if self.held_out_tokens is None:
+            better = sum(_of_first(row, sizes) for row, sizes in zip(rows["labels"], rows["branches"], strict=True))
+            self.held_out_tokens = better / len(rows)
+        self.chosen_tokens = self.held_out_tokens
+        return super().evaluation(rows)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Pairs of a step over all ranks; how long their better answers are is noted."""
+        own = [0.0, 0.0]
+        for batch in batch_samples:
+            labels, sizes = batch["labels"], batch["branches"]  # (B, T), (B, R)
+            begins = batch["tokens"] - sizes.sum(1)
+            places = torch.arange(labels.shape[1])
+            first = (places >= begins[:, None]) & (places < (begins + sizes[:, 0])[:, None])
+            own[0] += int((batch["tokens"] > 0).sum())
+            own[1] += int((first & (labels >= 0)).sum())
+        pairs, better = self.ranks.sum(own)
+        self.chosen_tokens = better / max(1.0, pairs)
+        return torch.tensor(int(pairs), device=device)
+
     def _pairs(self, groups: Groups, inputs: dict[str, Any]) -> PairLogps:
         first, real = groups.first, inputs["tokens"] > 0
         known = {}
         if self.reference is not None:
             values = inputs["reference_logps"][real]
             known = {"reference_chosen": values[:, 0], "reference_rejected": values[:, 1]}
-        margins = inputs["score"][real]
+        margins, mean = inputs["score"][real], self.chosen_tokens
         return PairLogps(
             chosen=groups.logps[first],
             rejected=groups.logps[first + 1],
             chosen_tokens=groups.tokens[first],
             rejected_tokens=groups.tokens[first + 1],
             margin=margins.nan_to_num(0.0),
+            mean_chosen_tokens=None if mean is None else groups.logps.new_tensor(mean),
             **known,
         )
+
+
+def _of_first(labels: Sequence[int], sizes: Sequence[int]) -> int:
+    """Trained tokens of a group's first answer."""
+    before = len(labels) - sum(sizes)
+    return sum(label >= 0 for label in labels[before : before + sizes[0]])
 
 
 def pair_trainer(

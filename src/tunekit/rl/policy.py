@@ -22,7 +22,7 @@ from tunekit.plan.plan import Plan
 from tunekit.rl import held_out, values
 from tunekit.rl.advantages import AdaptiveKL, kl_estimate
 from tunekit.rl.blocks import RolloutBlock
-from tunekit.rl.drawing import Advantages, initial_values, roll_out
+from tunekit.rl.drawing import Advantages, check_prompts, initial_values, roll_out
 from tunekit.rl.groups import GroupCollator, GroupTrainer, without_dropout
 from tunekit.rl.policy_losses import (
     PolicyOptions,
@@ -84,8 +84,9 @@ class PolicyTrainer(GroupTrainer):
     def ready(self, screen: Screen) -> None:
         """Remembers the policy as it begins, and numbers the prompts."""
         super().ready(screen)
+        check_prompts(self, screen)
         model = self.accelerator.unwrap_model(self.model)
-        self.initial_values = initial_values(model) if self.block.beta and self.block.reference == "initial" else {}
+        self.initial_values = initial_values(model, self.block.reference) if self.block.beta else {}
         self.train_dataset = self.train_dataset.add_column("index", list(range(len(self.train_dataset))))
         self.windows = Windows(self.args, self.accelerator, self.train_dataset["length"][:], self.window, self.passes)
         self.watch, self.rollouts = RewardWatch(), dict[int, Rollout]()
@@ -130,7 +131,9 @@ class PolicyTrainer(GroupTrainer):
     def _answered(self, index: int) -> dict[str, Any]:
         """The prompt with its answers as an example; a filler stays one."""
         if index < 0:
-            return {"input_ids": [0], "labels": [-100], "position_ids": None, "empty": True}
+            empty: dict[str, Any] = {"input_ids": [0], "labels": [-100], "position_ids": None, "empty": True}
+            known = next(iter(self.rollouts.values())).answers[0].numbers  # a batch of fillers alone has these too
+            return empty | {"branches": [], "numbers": {name: [] for name in known}}
         return group_of(self.rollouts[index]) | {"index": index}
 
     def _draw(self, number: tuple[int, int], rows: Sequence[int]) -> None:
@@ -240,7 +243,7 @@ class PolicyTrainer(GroupTrainer):
         self.at = tuple(state["at"]) if state["at"] else None
         self.told, self.moved = state["told"], state["moved"]
         self.watch.restore(state["watch"])
-        if self.rule.controller is not None:
+        if self.rule.controller is not None and state["price"] is not None:  # the target may be new
             self.rule.controller.restore(state["price"])
 
     def write_method(self, folder: Path) -> None:

@@ -14,7 +14,7 @@ from tunekit.core.types import IGNORED
 from tunekit.data.groups import asked_of
 from tunekit.rl.contract import Answer
 
-FILE = "rollouts.safetensors"
+FILE, _FACTS = "rollouts.safetensors", "facts"
 EACH = ("old", "reference", "values", "returns", "advantages")
 """Numbers that an answer has for each of its tokens."""
 
@@ -116,7 +116,9 @@ def save_rollouts(folder: Path, rollouts: Mapping[int, Rollout]) -> None:
                 ],
             }
         )
-    save_file(tensors, folder / FILE, metadata={"rollouts": json.dumps(facts)})
+    # not as metadata: a file's header has to be below 100 MB, which a million tokens may be
+    tensors[_FACTS] = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
+    save_file(tensors, folder / FILE)
 
 
 def load_rollouts(folder: Path) -> dict[int, Rollout]:
@@ -127,10 +129,10 @@ def load_rollouts(folder: Path) -> dict[int, Rollout]:
     if not (folder / FILE).exists():
         return found
     with safe_open(str(folder / FILE), "pt") as file:
-        for fact in json.loads(file.metadata()["rollouts"]):
+        for fact in json.loads(file.get_tensor(_FACTS).numpy().tobytes()):
             answers = [Drawn(**answer) for answer in fact["answers"]]
             found[fact["index"]] = Rollout(fact["prompt"], fact["rows"], answers)
-        for key in file.keys():  # noqa: SIM118 (not a mapping)
+        for key in set(file.keys()) - {_FACTS}:
             index, place, name = key.split(".")
             found[int(index)].answers[int(place)].numbers[name] = file.get_tensor(key).tolist()
     return found

@@ -21,7 +21,7 @@ from tunekit.evaluate.scoring import Scores
 from tunekit.kernels.attention import NAME
 from tunekit.kernels.segments import sequences
 from tunekit.plan.plan import Plan
-from tunekit.rl.groups import GroupCollator, GroupTrainer, without_dropout
+from tunekit.rl.groups import GroupCollator, GroupTrainer, without_dropout, won
 from tunekit.rl.pair_losses import bradley_terry
 from tunekit.train.causal import causal_trainer
 from tunekit.train.isolation import shares_prefix
@@ -58,7 +58,7 @@ class ScoreTrainer(GroupTrainer):
         self.noted(
             model,
             len(losses),
-            reward_accuracy=(chosen > rejected).float().sum(),
+            reward_accuracy=won(chosen, rejected),
             reward_margin=(chosen - rejected).sum(),
             reward_chosen=chosen.sum(),
             reward_rejected=rejected.sum(),

@@ -20,7 +20,7 @@ def add_head(model: Any) -> None:
     from torch import nn
 
     plain = plain_model(model)
-    head = nn.Linear(plain.config.get_text_config().hidden_size, 1, dtype=torch.float32)
+    head = nn.Linear(plain.config.get_text_config().hidden_size, 1, dtype=torch.float32, device=plain.device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     setattr(plain, _HEAD, head)

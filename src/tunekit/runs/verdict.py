@@ -22,7 +22,9 @@ class Headline:
 
 
 def in_percent(task: TaskPart) -> bool:
-    """Whether the task's values are shown in per cent."""
+    """Whether the task's values are shown in per cent; a reward has a scale of its own."""
+    if task.metric.partition("/")[0] == "reward":
+        return False
     known = [n for e in (task.base, task.tuned) if e for n in (e.value, e.low, e.high)]
     return is_share(task.higher_is_better, known)
 

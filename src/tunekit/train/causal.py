@@ -44,11 +44,6 @@ class CausalTrainer(TunekitTrainer, Trainer):
         self.model_accepts_loss_kwargs = True  # Trainer counts the labels of the whole step, and divides no further
         self.sums, self.held_out_sums = Sums(), Sums()
 
-    def begin(self) -> None:
-        """Counts from here on: what was tried before is no part of the run."""
-        self.sums = Sums()
-        super().begin()
-
     def method_state(self) -> dict[str, Any]:
         """The counts since the last logged line, so that the next one is the uninterrupted run's."""
         return {"sums": self.sums.state()}
@@ -71,8 +66,12 @@ class CausalTrainer(TunekitTrainer, Trainer):
             model: without the wrapper of distributed training.
             inputs: a batch of the collator, on any device.
         """
-        with self.compute_loss_context_manager():
-            return self.share_of(model, self._prepare_inputs(inputs))
+        counted, self.sums = self.sums, Sums()  # it is no step of the training
+        try:
+            with self.compute_loss_context_manager():
+                return self.share_of(model, self._prepare_inputs(inputs))
+        finally:
+            self.sums = counted
 
     def share_of(self, model: nn.Module, inputs: dict[str, Any]) -> Share:
         """The cross-entropy of a batch that was laid out; its items are the trained tokens."""

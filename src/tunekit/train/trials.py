@@ -47,7 +47,7 @@ class Longest:
         if hasattr(rows, "__len__"):  # a stream has none
             lengths = rows["length"][:]
             self.order = heapq.nlargest(count, range(len(lengths)), key=lengths.__getitem__)
-            self.tokens = lengths[self.order[0]]
+            self.tokens = _longest_sequence(self.made({**rows[self.order[0]]}))
 
     def where(self, where: Where) -> str:
         """The place of the longest row; of a packed one, the place of its first row."""
@@ -61,24 +61,29 @@ class Longest:
         return count if self.order is None else min(count, len(self.order))
 
     def take(self, count: int, cut: int | None) -> list[Mapping[str, Any]]:
-        """``count`` examples of at most ``cut`` tokens."""
+        """``count`` examples of at most ``cut`` tokens, of a group in each of its sequences; as they are when None."""
         if self.order is None:
             ids = [token % self.vocabulary for token in range(self.tokens)]
             examples = [{"input_ids": ids, "labels": ids, "position_ids": None}] * count
         else:
             examples = [self.rows[index] for index in self.order[:count]]
-        cut = cut or self.tokens
         return [self._shaped(example, cut) for example in examples]
 
-    def _shaped(self, example: Mapping[str, Any], cut: int) -> dict[str, Any]:
+    def _shaped(self, example: Mapping[str, Any], cut: int | None) -> dict[str, Any]:
         example = self.made({**example})
         if example.get("branches"):
-            return _cut_group(example, cut)
+            return example if cut is None else _cut_group(example, cut)
         ids, labels = example["input_ids"][:cut], example["labels"][:cut]
         positions = example["position_ids"]
         if self.apart and positions is None:  # a single long row needs no mask, but a batch beside packed rows does
             positions = [*range(len(ids) // 2), *range(len(ids) - len(ids) // 2)]
         return {"input_ids": ids, "labels": labels, "position_ids": positions and positions[:cut]}
+
+
+def _longest_sequence(example: Mapping[str, Any]) -> int:
+    """Tokens of an example; of a group those of its beginning with its longest answer."""
+    sizes = example.get("branches") or [0]
+    return int(len(example["input_ids"]) - sum(sizes) + max(sizes))
 
 
 def _cut_group(example: dict[str, Any], cut: int) -> dict[str, Any]:
