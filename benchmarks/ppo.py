@@ -4,8 +4,8 @@
     ppo_venv/bin/pip install -r benchmarks/ppo_reference.txt
     python benchmarks/ppo.py --reference ppo_venv/bin/python [--seeds 2] [--episodes 768] [--work FOLDER]
 
-The policy is the embedded model after a `tunekit sft`, the reward model the embedded model after `tunekit reward` on the
-embedded preferences; both are trained here. Then each side makes ``episodes`` answers to the prompts of the embedded
+The policy is the embedded model after a `tunekit sft`, the reward model that after `tunekit reward` on the embedded
+preferences; both are trained here. Then each side makes ``episodes`` answers to the prompts of the embedded
 instructions, with the same batch, mini-batches, passes, learning rate, price of KL, discount, clipping and length of
 answers; all weights are trained. TRL has a value model of its own, which begins as the reward model; tunekit a head on
 the policy.
@@ -132,7 +132,8 @@ def main() -> None:
         recipe = (
             f"model: {{name: {policy}}}\n{data}"
             f"train: {{epochs: 1, batch_size: {PPO['batch_size'] // steps}, learning_rate: {PPO['lr']}, "
-            f"schedule: linear, warmup: 0, threads: 1, precision: fp32, save_every: never, seed: {seed}, log_every: 16}}\n"
+            f"schedule: linear, warmup: 0, threads: 1, precision: fp32, save_every: never, "
+            f"seed: {seed}, log_every: 16}}\n"
             f"eval: {{baseline: false, limit: 1}}\n"
             f"ppo: {{reward: [{{model: {reward}}}], generations: 1, max_new_tokens: {PPO['response_length']}, "
             f"rollout_steps: {steps}, passes: {PPO['ppo_epochs']}, beta: {PPO['kl_coef']}, "

@@ -52,12 +52,12 @@ WHOLE_ENVIRONMENT = {
 }
 IMPORTED_INSIDE_FUNCTIONS = {
     "tunekit.kernels.attention", "tunekit.kernels.label_loss", "tunekit.kernels.segments",
-    "tunekit.kernels.token_logps", "tunekit.kernels.divergence", "tunekit.rl.pair_losses", "tunekit.rl.kto_loss", "tunekit.rl.advantages",
-    "tunekit.rl.policy_losses", "tunekit.rl.pairs", "tunekit.rl.kto", "tunekit.rl.scores", "tunekit.rl.policy",
-    "tunekit.rl.teaching", "tunekit.rl.groups", "tunekit.rl.compared", "tunekit.rl.estimated",
-    "tunekit.train.causal", "tunekit.train.trainer", "tunekit.train.batches", "tunekit.train.muon",
-    "tunekit.train.callbacks", "tunekit.train.guards", "tunekit.train.late", "tunekit.train.ranks",
-    "tunekit.train.saving", "tunekit.evaluate.statistics",
+    "tunekit.kernels.token_logps", "tunekit.kernels.divergence", "tunekit.rl.pair_losses",
+    "tunekit.rl.kto_loss", "tunekit.rl.advantages", "tunekit.rl.policy_losses", "tunekit.rl.pairs",
+    "tunekit.rl.kto", "tunekit.rl.scores", "tunekit.rl.policy", "tunekit.rl.teaching", "tunekit.rl.groups",
+    "tunekit.rl.compared", "tunekit.rl.estimated", "tunekit.train.causal", "tunekit.train.trainer",
+    "tunekit.train.batches", "tunekit.train.muon", "tunekit.train.callbacks", "tunekit.train.guards",
+    "tunekit.train.late", "tunekit.train.ranks", "tunekit.train.saving", "tunekit.evaluate.statistics",
     "tunekit.model.bottleneck.config", "tunekit.model.bottleneck.layer", "tunekit.model.bottleneck.tuner",
 }  # fmt: skip
 
