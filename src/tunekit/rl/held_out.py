@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunekit.core.progress import Screen, Silent
@@ -15,7 +14,6 @@ from tunekit.evaluate.run import rows_of
 from tunekit.evaluate.scoring import Scores
 from tunekit.rl.drawing import drawn_of, engine_of
 from tunekit.rl.rollouts import EACH, Drawn, Rollout, asked, group_of
-from tunekit.runs.layout import RunFolder
 from tunekit.runs.metrics import MetricsWriter
 
 if TYPE_CHECKING:
@@ -87,25 +85,30 @@ def evaluation(trainer: PolicyTrainer, rows: Any) -> dict[str, float]:
     return {"loss": -found["reward"]} | found
 
 
-def write_rollouts(folder: Path, step: int, rows: Any, rollouts: Mapping[int, Rollout]) -> None:
-    """Writes some answers of a window: prompt, answer, rewards, and how far they are from the reference."""
-    wanted = sorted(rollouts)[:: max(1, len(rollouts) // SHOWN)][:SHOWN]
-    with MetricsWriter(RunFolder(folder).rollouts, keep_through=step) as writer:
-        for index in wanted:
-            drawn = rollouts[index].answers[0]
-            line: dict[str, Any] = {
-                "step": step + 1,
-                "prompt": rows[index]["prompt"],
-                "reference": rows[index]["reference"],
-                "answer": drawn.text,
-                "ended": drawn.ended,
-                "tokens": len(drawn.ids),
-                "reward": drawn.reward,
-                "parts": drawn.parts,
-            }
-            if "reference" in drawn.numbers:
-                line["kl"] = sum(drawn.numbers["old"]) - sum(drawn.numbers["reference"])
-            writer.write(line)
+def write_rollouts(writer: MetricsWriter, step: int, rows: Any, rollouts: Mapping[int, Rollout]) -> None:
+    """Writes some answers of a window: prompt, answer, rewards, and how far they are from the reference.
+
+    Args:
+        writer: of the run's ``rollouts.jsonl``.
+        step: the window's first step, counted from 1.
+        rows: the prepared prompts.
+        rollouts: the window's, by the index of their prompts.
+    """
+    for index in sorted(rollouts)[:: max(1, len(rollouts) // SHOWN)][:SHOWN]:
+        drawn = rollouts[index].answers[0]
+        line: dict[str, Any] = {
+            "step": step,
+            "prompt": rows[index]["prompt"],
+            "reference": rows[index]["reference"],
+            "answer": drawn.text,
+            "ended": drawn.ended,
+            "tokens": len(drawn.ids),
+            "reward": drawn.reward,
+            "parts": drawn.parts,
+        }
+        if "reference" in drawn.numbers:
+            line["kl"] = sum(drawn.numbers["old"]) - sum(drawn.numbers["reference"])
+        writer.write(line)
 
 
 def trial(example: Mapping[str, Any], block: Any) -> dict[str, Any]:

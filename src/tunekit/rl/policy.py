@@ -38,6 +38,8 @@ from tunekit.rl.rollouts import Rollout, group_of, load_rollouts, means, save_ro
 from tunekit.rl.tables import Table, numbers_of
 from tunekit.rl.watch import RewardWatch
 from tunekit.rl.windows import Windows
+from tunekit.runs.layout import RunFolder
+from tunekit.runs.metrics import MetricsWriter
 from tunekit.train.causal import causal_trainer
 from tunekit.train.inputs import Inputs
 from tunekit.train.trainer import Share
@@ -80,6 +82,7 @@ class PolicyTrainer(GroupTrainer):
     tokenizer: PreTrainedTokenizerBase
     rewarder: Rewarder
     stop_ids: tuple[int, ...]
+    journal: MetricsWriter | None = None
 
     def ready(self, screen: Screen) -> None:
         """Remembers the policy as it begins, and numbers the prompts."""
@@ -114,11 +117,8 @@ class PolicyTrainer(GroupTrainer):
         answered = [
             self.data_collator([self._answered(index) for index in batch["index"].tolist()]) for batch in samples
         ]
-        counts = [
-            float(sum(int((batch["branches"] > 0).sum()) for batch in answered)),
-            float(sum(int(batch["branches"].sum()) for batch in answered)),
-        ]
-        sequences, tokens = self.ranks.sum(counts)
+        sizes = [size for batch in answered for size in batch["branches"].flatten().tolist() if size]
+        sequences, tokens = self.ranks.sum([len(sizes), sum(sizes)])
         drawn = sum(len(answer.ids) for rollout in self.rollouts.values() for answer in rollout.answers)
         self.totals = StepTotals(
             sequences, tokens, drawn * self.passes / window.steps, max_tokens=self.block.max_new_tokens
@@ -151,7 +151,10 @@ class PolicyTrainer(GroupTrainer):
         if warning and self.ranks.rank == 0:
             self.warn(f"step {self.state.global_step + 1}: {warning}")
         if self.ranks.rank == 0:
-            held_out.write_rollouts(self.run_folder, self.state.global_step, self.train_dataset, self.rollouts)
+            step = self.state.global_step
+            if self.journal is None:  # what a stopped run wrote of later steps is drawn again
+                self.journal = MetricsWriter(RunFolder(self.run_folder).rollouts, keep_through=step)
+            held_out.write_rollouts(self.journal, step + 1, self.train_dataset, self.rollouts)
 
     def _facts(self, found: Sequence[Rollout]) -> dict[str, float]:
         """The KL of an answer from the reference, in nats, its price, and how well values foretell returns."""
@@ -208,6 +211,14 @@ class PolicyTrainer(GroupTrainer):
     def values_of(self, model: nn.Module, hidden: torch.Tensor) -> torch.Tensor | None:
         """(L,) the value before each token, of the states (L, E) that it is predicted from; None without values."""
         return values.values_of(self.accelerator.unwrap_model(model), hidden)
+
+    def train_from(self, checkpoint: Path | None) -> Any:
+        """As of another trainer; the file of shown answers is closed at the end."""
+        try:
+            return super().train_from(checkpoint)
+        finally:
+            if self.journal is not None:
+                self.journal.close()
 
     def evaluation(self, rows: Any) -> dict[str, float]:
         """The rewards of the held-out prompts, answered greedily; the loss is minus their mean."""
