@@ -6,7 +6,7 @@
 
 The policy is the embedded model after a `tunekit sft`, the reward model that after `tunekit reward` on the embedded
 preferences; both are trained here. Then each side makes ``episodes`` answers to the prompts of the embedded
-instructions, with the same batch, mini-batches, passes, learning rate, price of KL, discount, clipping and length of
+preferences, with the same batch, mini-batches, passes, learning rate, price of KL, discount, clipping and length of
 answers; all weights are trained. TRL has a value model of its own, which begins as the reward model; tunekit a head on
 the policy.
 
@@ -60,7 +60,12 @@ def make_models(folder: Path) -> tuple[Path, Path]:
     (folder / "bench.jinja").write_text(TEMPLATE, encoding="utf-8")
     common = f"model: {{name: 'builtin:tiny', chat_template: {folder / 'bench.jinja'}}}\n"
     train = "train: {epochs: 1, batch_size: 32, learning_rate: 5e-4, threads: 1, precision: fp32, save_every: never}\n"
-    sft = common + train + "data: {train: [{path: 'builtin:instructions', limit: 3000}], max_length: 128}\n"
+    lively = "{path: 'builtin:preferences', format: prompt_completion, columns: {completion: chosen}, limit: 100}"
+    sft = (
+        common
+        + train
+        + f"data: {{train: [{{path: 'builtin:instructions', limit: 3000}}, {lively}], max_length: 128}}\n"
+    )
     reward = (
         common + train + "data: {train: [{path: 'builtin:preferences'}], max_length: 128}\nreward: {centre: 0.01}\n"
     )
@@ -78,8 +83,8 @@ def prompts(folder: Path, policy: Path, count: int) -> str:
     from tunekit.train.inputs import Inputs
 
     data = (
-        f"data: {{train: [{{path: 'builtin:instructions', limit: {count}}}], max_length: 128, "
-        "eval: [{path: 'builtin:instructions', split: held_out, limit: 128}]}\n"
+        f"data: {{train: [{{path: 'builtin:preferences', limit: {count}}}], max_length: 128, "
+        "eval: [{path: 'builtin:preferences', split: held_out, limit: 128}]}\n"
     )
     text = f"method: ppo\nmodel: {{name: {policy}}}\n{data}ppo: {{reward: [{{kind: ended}}]}}\n"
     inputs = Inputs(check(parse(text, "prompts.yaml")).model_copy(), folder)

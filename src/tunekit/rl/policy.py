@@ -97,8 +97,7 @@ class PolicyTrainer(GroupTrainer):
         self.told: dict[str, float] = {}
         self.totals = StepTotals(1.0, 1.0)
         self.moved = 0.0
-        parts = {f"reward/{name}" for name in self.rewarder.named}
-        self.reported = held_out.REPORTED | parts
+        self.reported = held_out.REPORTED | {f"reward/{name}" for name in self.rewarder.named}
 
     @property
     def beta(self) -> float:
@@ -139,19 +138,20 @@ class PolicyTrainer(GroupTrainer):
     def _draw(self, number: tuple[int, int], rows: Sequence[int]) -> None:
         """A new window: answers, rewards, advantages."""
         prompts = {index: self.train_dataset[index] for index in rows}
-        seed = (self.args.seed * 1_000_003 + number[0]) * 1_000_003 + number[1]
-        self.rollouts = roll_out(self, prompts, seed)
+        self.rollouts = roll_out(self, prompts, (self.args.seed * 1_000_003 + number[0]) * 1_000_003 + number[1])
         found = list(self.rollouts.values())
+        if self.at is None:
+            values.begin_at(self.accelerator.unwrap_model(self.model), means(found)["reward"], found)
         self.rule.advantages(found, self.beta)
         self.at, self.told = number, means(found) | self._facts(found)
         if self.rule.controller is not None:
             answers = sum(len(rollout.answers) for rollout in found)
             self.rule.controller.update(self.told["kl"], answers)
         warning = self.watch.see(self.told)
+        step = self.state.global_step
         if warning and self.ranks.rank == 0:
-            self.warn(f"step {self.state.global_step + 1}: {warning}")
+            self.warn(f"step {step + 1}: {warning}")
         if self.ranks.rank == 0:
-            step = self.state.global_step
             if self.journal is None:  # what a stopped run wrote of later steps is drawn again
                 self.journal = MetricsWriter(RunFolder(self.run_folder).rollouts, keep_through=step)
             held_out.write_rollouts(self.journal, step + 1, self.train_dataset, self.rollouts)

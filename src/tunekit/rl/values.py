@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from tunekit.evaluate.mode import plain_model
+from tunekit.rl.rollouts import Rollout
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +28,22 @@ def add_head(model: Any) -> None:
     nn.init.zeros_(head.bias)
     setattr(plain, _HEAD, head)
     plain._keys_to_ignore_on_save = {*(plain._keys_to_ignore_on_save or ()), f"{_HEAD}.weight", f"{_HEAD}.bias"}
+
+
+def begin_at(model: Any, mean: float, rollouts: Sequence[Rollout]) -> None:
+    """Shifts a fresh head, and the values that it gave, so that these have the mean reward of the first answers.
+
+    From 0 the first errors would be as large as the rewards are far from it, and through the policy's own states they
+    would move the policy too.
+    """
+    head = getattr(plain_model(model), _HEAD, None)
+    if head is None:
+        return
+    answers = [drawn.numbers for rollout in rollouts for drawn in rollout.answers]
+    shift = mean - fmean(value for numbers in answers for value in numbers["values"])
+    head.bias.data += shift
+    for numbers in answers:
+        numbers["values"] = [value + shift for value in numbers["values"]]
 
 
 def values_of(model: Any, hidden: torch.Tensor) -> torch.Tensor | None:
