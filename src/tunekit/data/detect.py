@@ -156,7 +156,8 @@ def _other(probed: Sequence[Mapping[str, Any]], material: Material) -> str:
         alone = next((name for name in ("chosen", "rejected") if name in probed[0]), None)
         if material in ("pairs", "judged") and alone:
             missing = "rejected" if alone == "chosen" else "chosen"
-            return f"there is no '{missing}' answer beside '{alone}': add one, or train on these with `tunekit sft`"
+            told = f"there is no '{missing}' answer beside '{alone}'"
+            return f"{told}: add one; or `tunekit sft` with `columns: {{completion: {alone}}}`"
         return ""
     advice = f"{WORDS[given]}: {_methods(given)}"
     return f"{advice}; or name a format, for example `format: chat`, to train on all" if given == "judged" else advice

@@ -163,7 +163,7 @@ def held_out_for(
     data = plan.recipe.data
     sources = data.eval if isinstance(data.eval, tuple) else data.train
     wanted = {item.where for item in held}
-    base, material = Path(plan.recipe_folder), material_of(plan.method)
+    base, material = Path(plan.recipe_folder), material_of(plan.recipe)
     read = examples(sources, base, fitter, tally, answers=answers, only=wanted, material=material)
     found = {item.where: item for item in read}
     if len(wanted) < len(held) or found.keys() != wanted:
@@ -239,7 +239,7 @@ def training_texts(run: RunFolder | None, sources: Sequence[SourceBlock], base: 
         if places is None:
             raise DataError("the run's ledger cannot be read", where=str(run.ledger))
         held = frozenset(places)
-    material = material_of(plan.method) if run is not None else "texts"
+    material = material_of(plan.recipe) if run is not None else "texts"
     for origin, learnt in ExampleReader(base, material).learnt(sources):
         for example in conversations(learnt) if str(origin) not in held else ():
             turns = example.messages

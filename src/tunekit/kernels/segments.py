@@ -218,7 +218,8 @@ def padded(batch: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: rows[name] for name in names if name in rows} | label_positions(rows["labels"])
     if "branches" in batch:
         width = rows["input_ids"].shape[1]
-        found["ends"] = torch.arange(len(rows["tokens"])) * width + rows["tokens"].clamp(min=1) - 1
+        sizes = rows["tokens"].clamp(min=1)
+        found["ends"] = torch.arange(len(sizes), device=sizes.device) * width + sizes - 1
     return found
 
 

@@ -96,6 +96,7 @@ def build(
     def advantages(rollouts: Sequence[Rollout], price: float) -> None:
         compared(rollouts, block.scale)
 
-    options = PolicyOptions(kind=block.loss, importance=block.importance, low=block.clip_low, high=block.clip_high)
+    high = 1 + block.clip_high if block.loss == "cispo" else block.clip_high  # CISPO bounds the ratio itself
+    options = PolicyOptions(kind=block.loss, importance=block.importance, low=block.clip_low, high=high)
     rule = Rule(advantages, options, kl_in_loss=True)
     return policy_trainer(plan, model, tokenizer, train, evaluation, staging, rule=rule)

@@ -33,7 +33,7 @@ adapter:                          # leave this block out for full fine-tuning
 
 data:
   train:
-    - path: builtin:preferences   # chosen and rejected answers: yours in any of the forms of docs/preferences.md
+    - path: builtin:preferences   # chosen and rejected answers: yours in any of the forms of docs/data.md
       format: auto
   eval: {fraction: 0.1}           # held out, never trained; rows with the same prompt stay together
   max_length: 128                 # prompt and answer, in tokens; 2048 is usual for real models

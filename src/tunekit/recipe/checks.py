@@ -176,6 +176,9 @@ def _streaming(recipe: Recipe) -> Found:
             yield ("data", "train", index, "weight"), "a streamed source cannot be weighted", "leave the weight out"
 
 
+_BEFORE_THE_TEXT = ("prompt", "p_tuning", "prefix", "multitask_prompt", "cpt", "cartridge")
+
+
 def _groups(recipe: Recipe) -> Found:
     """A method that learns from answers, not from texts, has a data path of its own."""
     if material_of(recipe) == "texts":
@@ -187,6 +190,10 @@ def _groups(recipe: Recipe) -> Found:
         yield ("data", "streaming"), f"{method} goes over its rows before it trains", "leave data.streaming out"
     if data.loss_on != "assistant":
         yield ("data", "loss_on"), f"{method} learns from last answers alone", "leave data.loss_on out"
+    kind = getattr(recipe.adapter_block, "kind", "")
+    if method == "reward" and kind in _BEFORE_THE_TEXT:
+        what = f"a reward model cannot have an adapter of kind {kind}, which puts learned tokens before the text"
+        yield ("adapter", "kind"), what, "take lora, or train the whole model"
     if getattr(recipe.adapter_block, "dropout", 0.0):
         what = f"{method} has no dropout: the policy must not differ from its reference by chance"
         yield ("adapter", "dropout"), what, "leave adapter.dropout out"

@@ -158,6 +158,10 @@ def shaped_rewards(scores: torch.Tensor, kl: torch.Tensor, mask: torch.Tensor, b
     return rewards + torch.where(places == last, scores[:, None], 0.0).to(rewards.dtype)
 
 
+_LEAST = 0.5
+"""No window makes the price less than so much of what it was: it must not become negative."""
+
+
 class AdaptiveKL:
     """The price of KL that keeps it near a target (arXiv 1909.08593, section 2.2).
 
@@ -179,7 +183,7 @@ class AdaptiveKL:
         if not math.isfinite(kl):
             raise DivergedError(f"the KL of the answers from the reference is {kl}", fix="lower the learning rate")
         error = min(max(kl / self.target - 1, -0.2), 0.2)
-        self.beta *= 1 + error * answers / self.horizon
+        self.beta *= max(_LEAST, 1 + error * answers / self.horizon)
         return self.beta
 
     def state(self) -> dict[str, float]:

@@ -105,7 +105,8 @@ class GroupTrainer(CausalTrainer):
         counts = sequences(inputs)
         size = int(counts.sum())
         first = (counts.cumsum(0) - counts)[inputs["tokens"] > 0]
-        logps = found.logps.new_zeros(size).index_add(0, owner, found.logps)
+        exact = found.logps.new_zeros(size, dtype=torch.float64)  # sums in any order are the same in float32
+        logps = exact.index_add(0, owner, found.logps.double()).to(found.logps.dtype)
         tokens = torch.bincount(owner, minlength=size)
         return Groups(
             logps, tokens, first, found.logps, owner, found.correct, found.hidden, found.entropy, found.outputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tunekit.core.progress import Screen, Silent
@@ -64,7 +65,14 @@ def measure(trainer: PolicyTrainer, model: Any, items: Sequence[Any], screen: Sc
         ]
     texts = [one.text for one in drawn]
     found = results("answers", scores, [items[index] for index in chosen], texts, started)
-    return [part for part in found if not any(value != value for value in part.values)]
+    return [_where_it_applies(part) for part in found if any(value == value for value in part.values)]
+
+
+def _where_it_applies(part: TaskResult) -> TaskResult:
+    """Rows to which a reward does not apply do not count."""
+    there = [value == value for value in part.values]
+    values = tuple(value if known else 0.0 for value, known in zip(part.values, there, strict=True))
+    return replace(part, values=values, weights=tuple(map(float, there)))
 
 
 def evaluation(trainer: PolicyTrainer, rows: Any) -> dict[str, float]:
@@ -111,10 +119,14 @@ def write_rollouts(writer: MetricsWriter, step: int, rows: Any, rollouts: Mappin
         writer.write(line)
 
 
-def trial(example: Mapping[str, Any], block: Any) -> dict[str, Any]:
-    """A prepared prompt with ``block.generations`` answers of the greatest length; their tokens are the prompt's."""
+def trial(example: Mapping[str, Any], block: Any, positions: int | None) -> dict[str, Any]:
+    """A prepared prompt with ``block.generations`` answers of the greatest length; their tokens are the prompt's.
+
+    ``positions``: how many tokens the model reads; None without a bound.
+    """
     prompt = list(example["input_ids"])
-    ids = [prompt[place % len(prompt)] for place in range(block.max_new_tokens)]
+    longest = block.max_new_tokens if positions is None else min(block.max_new_tokens, positions - len(prompt))
+    ids = [prompt[place % len(prompt)] for place in range(max(1, longest))]
     numbers = {name: [0.0] * len(ids) for name in EACH}
     drawn = [Drawn(ids, True, "", numbers=numbers) for _ in range(block.generations)]
     return group_of(Rollout(prompt, list(example.get("rows") or ()), drawn)) | {"index": 0}

@@ -22,6 +22,8 @@ KtoLoss = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
 """Of log-ratios (B,), whether good (B,), and the reference point: the loss (B,)."""
 
 
+NEAR = 256
+"""So many rows are looked at for another prompt: answers to one prompt stand side by side."""
 UNEVEN = 4
 """So many times more answers of one kind are told; the paper weighs the kinds so that they count 1 to 4/3."""
 
@@ -121,7 +123,7 @@ class KtoTrainer(GroupTrainer):
 def with_others(rows: Any, longest: int, where: str) -> Any:
     """The rows, each with the answer of another as its second branch.
 
-    The other is the next row whose answer is not the same, so that it is fixed for the whole run.
+    The other is the next row with another prompt and another answer, so that it is fixed for the whole run.
 
     Args:
         rows: prepared rows of one answer each.
@@ -135,9 +137,13 @@ def with_others(rows: Any, longest: int, where: str) -> Any:
         tuple(ids[len(ids) - sizes[0] :]) for ids, sizes in zip(rows["input_ids"], rows["branches"], strict=True)
     ]
     labels = [tuple(row[len(row) - sizes[0] :]) for row, sizes in zip(rows["labels"], rows["branches"], strict=True)]
+    prompts = [
+        tuple(ids[: len(ids) - sizes[0]]) for ids, sizes in zip(rows["input_ids"], rows["branches"], strict=True)
+    ]
     size = len(answers)
-    if len(set(answers)) < 2:
-        what = "all answers are the same" if size > 1 else "there is one answer alone"
+    if len(set(answers)) < 2 or len(set(prompts)) < 2:
+        same = "answers are" if len(set(answers)) < 2 else "prompts are"
+        what = f"all {same} the same" if size > 1 else "there is one answer alone"
         raise DataError(
             f"{what}: KTO weighs an answer against the answers of other rows", where=where, fix=f"more rows in {where}"
         )
@@ -145,6 +151,7 @@ def with_others(rows: Any, longest: int, where: str) -> Any:
     for index in range(2 * size - 1, -1, -1):  # twice around: the last rows look on at the first ones
         at, after = index % size, (index + 1) % size
         others[at] = after if answers[after] != answers[at] else others[after]
+    others = [_elsewhere(at, other, prompts, answers) for at, other in enumerate(others)]
 
     def joined(row: dict[str, Any], index: int) -> dict[str, Any]:
         ids, sizes = row["input_ids"], row["branches"]
@@ -163,6 +170,15 @@ def with_others(rows: Any, longest: int, where: str) -> Any:
         }
 
     return rows.map(joined, with_indices=True, keep_in_memory=True, load_from_cache_file=False)
+
+
+def _elsewhere(at: int, other: int, prompts: list[tuple[int, ...]], answers: list[tuple[int, ...]]) -> int:
+    """The first row from ``other`` on whose prompt is another one too; ``other`` where none is near."""
+    for step in range(NEAR):
+        found = (other + step) % len(prompts)
+        if prompts[found] != prompts[at] and answers[found] != answers[at]:
+            return found
+    return other
 
 
 def kto_trainer(

@@ -29,9 +29,20 @@ def check_reference(recipe: Recipe, folder: Path) -> None:
     name = recipe.options.reference
     if name not in OWN:
         try:
-            resolve_name(name)
+            kind = resolve_name(_place(name)).kind
+            if kind == "hub" and Path(name).parent.is_dir() and "/" in name:
+                raise UserError(f"there is no folder '{name}'", fix="name a whole model: a Hub id, a folder or a run")
+            if kind == "local" and not (Path(_place(name)) / "config.json").is_file():
+                raise UserError(f"'{name}' holds no whole model", fix="an adapter is merged first: `tunekit merge`")
         except UserError as error:
-            raise UserError(str(error), where=f"{recipe.method}.reference", fix=error.problems[0].fix) from error
+            found = error.problems[0]
+            raise UserError(found.what, where=f"{recipe.method}.reference", fix=found.fix) from error
+
+
+def _place(name: str) -> str:
+    """The model's folder of a run; any other name as it is."""
+    inner = Path(name) / "model"
+    return str(inner) if (inner / "config.json").is_file() else name
 
 
 @contextmanager
@@ -50,7 +61,7 @@ def other_trainer(trainer: GroupTrainer, name: str) -> Iterator[GroupTrainer]:
     from tunekit.rl.vocabulary import check_same_vocabulary
     from tunekit.train.causal import causal_trainer
 
-    recipe = trainer.plan.recipe
+    recipe, name = trainer.plan.recipe, _place(name)
     block = recipe.model.model_copy(update={"name": name, "revision": None, "tokenizer": None, "new_tokens": ()})
     others = recipe.model_copy(update={"model": block, "adapter": None})
     plan = trainer.plan.model_copy(update={"recipe": others})

@@ -22,7 +22,7 @@ from tunekit.plan.plan import Plan
 from tunekit.rl import held_out, values
 from tunekit.rl.advantages import AdaptiveKL, kl_estimate
 from tunekit.rl.blocks import RolloutBlock
-from tunekit.rl.drawing import Advantages, check_prompts, initial_values, roll_out
+from tunekit.rl.drawing import Advantages, check_prompts, engine_of, initial_values, roll_out
 from tunekit.rl.groups import GroupCollator, GroupTrainer, without_dropout
 from tunekit.rl.policy_losses import (
     PolicyOptions,
@@ -240,7 +240,7 @@ class PolicyTrainer(GroupTrainer):
 
     def trial(self, example: dict[str, Any]) -> dict[str, Any]:
         """A prompt with answers of the greatest length, to try whether they fit into memory."""
-        return held_out.trial(example, self.block)
+        return held_out.trial(example, self.block, engine_of(self, self.model).positions)
 
     def method_state(self) -> dict[str, Any]:
         """Where the run stands among its windows, and the price of the KL."""

@@ -214,7 +214,9 @@ class StudentTrainer(TeachingTrainer):
         ids = list(example["input_ids"])
         if not 0 < size <= len(ids):
             return example
-        answer = [ids[at % size] for at in range(self.block.max_new_tokens)]
+        config = plain_model(self.model).config.get_text_config()
+        room = getattr(config, "max_position_embeddings", None) or size + self.block.max_new_tokens
+        answer = [ids[at % size] for at in range(max(1, min(self.block.max_new_tokens, room - size)))]
         longest = with_answer(ids[:size], Drawn(answer, True, ""))
         return longest if self.only_prompts or len(longest["input_ids"]) >= len(ids) else example
 

@@ -26,6 +26,13 @@ class RewardWatch:
         """Words for the user, when the reward has risen and something has run away; else None."""
         kept = {name: means[name] for name in ("reward", "answer_tokens", "kl", "reward_spread") if name in means}
         self.seen = [*self.seen[:FIRST], *self.seen[FIRST:][-LAST + 1 :], kept]
+        flat = [means.get("reward_spread") == 0.0 for means in self.seen[-FIRST:]]
+        if len(flat) == FIRST and all(flat) and "flat" not in self.told:
+            self.told.add("flat")
+            return (
+                "all answers to a prompt have earned the same for three windows: there is nothing to learn from. Take "
+                "a reward that tells answers apart, more generations, or a higher temperature"
+            )
         if len(self.seen) < FIRST + LAST:
             return None
         before, now = self.seen[:FIRST], self.seen[-LAST:]

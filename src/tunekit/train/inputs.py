@@ -161,15 +161,18 @@ def eval_items(prepared: Prepared) -> list[EvalItem]:
 
 
 def _judged(items: list[EvalItem], scores: list[float]) -> list[EvalItem]:
-    """Good and bad answers of one row as pairs; where there are none, the good answers."""
-    good = {item.where: item for item, score in zip(items, scores, strict=True) if score > 0.5}
-    bad = {item.where: item for item, score in zip(items, scores, strict=True) if score <= 0.5}
+    """Good and bad answers of one row as pairs, each with each; where no row has both, the good answers."""
+    good: dict[str, list[EvalItem]] = {}
+    bad: dict[str, list[EvalItem]] = {}
+    for item, score in zip(items, scores, strict=True):
+        (good if score > 0.5 else bad).setdefault(item.where, []).append(item)
     pairs: list[EvalItem] = [
-        PairItem(**vars(item), rejected_ids=bad[where].input_ids, rejected_trained=bad[where].trained)
-        for where, item in good.items()
-        if where in bad
+        PairItem(**vars(one), rejected_ids=other.input_ids, rejected_trained=other.trained)
+        for where, better in good.items()
+        for one in better
+        for other in bad.get(where, ())
     ]
-    return pairs or list(good.values())
+    return pairs or [item for better in good.values() for item in better]
 
 
 def _text_item(row: dict[str, Any], where: str) -> EvalItem:

@@ -74,6 +74,10 @@ class MuonAdamW(torch.optim.Optimizer):
         self.param_groups = [group for optimizer in self.inner for group in optimizer.param_groups]
 
 
+_HEADS = ("score", "value_head")
+"""Of one output each: there is nothing to make orthogonal."""
+
+
 def muon_for(
     model: PreTrainedModel, *, lr: float, weight_decay: float, betas: tuple[float, float], eps: float
 ) -> MuonAdamW:
@@ -82,4 +86,6 @@ def muon_for(
     head = model.get_output_embeddings()
     if head is not None:
         tables |= set(head.parameters())
+    heads = [module for name, module in model.named_modules() if name.rpartition(".")[2] in _HEADS]
+    tables |= {parameter for module in heads for parameter in module.parameters()}
     return MuonAdamW(model.named_parameters(), tables, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)

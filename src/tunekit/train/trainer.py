@@ -137,7 +137,7 @@ class TunekitTrainer(Guarding):
     def after_step(self) -> None:
         """Called after the optimizer's step, before gradients are cleared: some kinds of adapter move their parts."""
         moved = getattr(self.adapter_kind, "after_step", None)
-        if moved:
+        if moved and self.state.global_step + 1 not in self.skipped:  # such a step has no gradients
             moved(self.model, self.state.global_step)
 
     @property

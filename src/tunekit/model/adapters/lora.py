@@ -147,7 +147,7 @@ def parameter_groups(model: PeftModel, config: Config, lr: float, weight_decay: 
             continue
         if name.rsplit(".", 2)[0] in embeddings:
             group = (1e-6, weight_decay)
-        elif "lora_B" in name or parameter.ndim == 1:
+        elif "lora_B" in name or (parameter.ndim == 1 and "lora_" in name):
             group = (lr * config.plus, weight_decay if name in decayed else 0.0)
         else:
             group = (lr, weight_decay)
