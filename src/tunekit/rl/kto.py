@@ -123,7 +123,7 @@ class KtoTrainer(GroupTrainer):
 def with_others(rows: Any, longest: int, where: str) -> Any:
     """The rows, each with the answer of another as its second branch.
 
-    The other is the next row with another prompt and another answer, so that it is fixed for the whole run.
+    The other is the next row with another answer and, where one is near, another prompt: fixed for the whole run.
 
     Args:
         rows: prepared rows of one answer each.
@@ -141,9 +141,8 @@ def with_others(rows: Any, longest: int, where: str) -> Any:
         tuple(ids[: len(ids) - sizes[0]]) for ids, sizes in zip(rows["input_ids"], rows["branches"], strict=True)
     ]
     size = len(answers)
-    if len(set(answers)) < 2 or len(set(prompts)) < 2:
-        same = "answers are" if len(set(answers)) < 2 else "prompts are"
-        what = f"all {same} the same" if size > 1 else "there is one answer alone"
+    if len(set(answers)) < 2:
+        what = "all answers are the same" if size > 1 else "there is one answer alone"
         raise DataError(
             f"{what}: KTO weighs an answer against the answers of other rows", where=where, fix=f"more rows in {where}"
         )
