@@ -134,7 +134,7 @@ def test_completion_knows_the_commands():
     program = Path(sys.executable).with_name("tunekit")
     variables = {"_TUNEKIT_COMPLETE": "complete_bash", "COMP_WORDS": "tunekit s", "COMP_CWORD": "1"}
     done = subprocess.run([program], capture_output=True, text=True, env=os.environ | variables, check=False)
-    assert done.stdout.split() == ["sft", "schema"]
+    assert done.stdout.split() == ["sft", "simpo", "schema"]
 
 
 # ---- init, schema ----------------------------------------------------------------------------------------------------

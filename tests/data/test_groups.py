@@ -80,7 +80,7 @@ def test_a_prompt_ends_where_the_answer_begins():
     assert row["input_ids"] == [0, 3, 2, 1, 5, 2, 0, 7, 2, 1] and row["labels"] == [X] * 10
     assert (row["branches"], row["score"], row["turn_ends"], row["prompt_tokens"]) == ([], None, [], 10)
     assert (row["prompt"], row["reference"]) == ("user: hi\nassistant: no\nuser: why", "yes")
-    assert json.loads(row["columns"]) == columns and row["columns"].isascii()
+    assert json.loads(row["columns"])["columns"] == columns and row["columns"].isascii()
     assert join([{"number": 0, **row}], True)["position_ids"] == list(range(10))
 
 

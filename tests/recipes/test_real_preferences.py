@@ -71,7 +71,7 @@ def test_kto_runs_on_real_judged_answers(file, shared_data, run_recipe):
 @pytest.mark.parametrize("method", ["grpo", "rloo", "ppo"])
 def test_rewards_on_real_mathematics(method, file, shared_data, run_recipe):
     name, reward = PROMPTS[file]
-    mapped = ", columns: {prompt: question, reference: golden}, format: prompts" if file == "cmath" else ""
+    mapped = ", columns: {prompt: input, reference: golden}, format: prompts" if file == "cmath" else ""
     plan, record = run_recipe(
         f"rl/{method}.yaml", *COMMON,
         f"data.train=[{{path: {json.dumps(str(shared_data / name))}, limit: 40{mapped}}}]",
