@@ -269,4 +269,4 @@ def test_too_short_a_history_says_nothing():
 def test_without_a_reference_there_is_no_kl_to_tell_of():
     watch = RewardWatch()
     for at in range(20):
-        assert watch.see({"reward": float(at), "answer_tokens": 10.0, "reward_spread": 0.0}) is None
+        assert watch.see({"reward": float(at), "answer_tokens": 10.0, "reward_spread": 1.0}) is None

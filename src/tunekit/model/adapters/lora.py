@@ -131,7 +131,7 @@ def parameter_groups(model: PeftModel, config: Config, lr: float, weight_decay: 
     """LoRA+: the groups of PEFT's `create_loraplus_optimizer`; empty without `plus`.
 
     B and vectors (DoRA's magnitudes) learn at ``lr * plus``; vectors of biases and norms have no weight decay; adapters
-    of embeddings learn at PEFT's 1e-6.
+    of embeddings learn at PEFT's 1e-6. Unlike there, a vector that is trained whole beside the adapter keeps `lr`.
     """
     if config.plus is None:
         return []

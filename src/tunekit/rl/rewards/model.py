@@ -9,7 +9,6 @@ from typing import Literal
 from pydantic import Field
 
 from tunekit.core.types import Message
-from tunekit.rl import reward_model
 from tunekit.rl.contract import Answer
 from tunekit.rl.rewards._shared.block import RewardBlock
 from tunekit.rl.rewards._shared.places import find
@@ -35,6 +34,8 @@ def check(config: Config, folder: Path) -> None:
     Raises:
         UserError, MachineError: as `reward_model.find`, and where the device is not there.
     """
+    from tunekit.rl import reward_model
+
     reward_model.find(find(config.model, folder, "folder"))
     reward_model.device_of(config.device)
 
@@ -45,7 +46,9 @@ def open(config: Config, folder: Path) -> Callable[[Sequence[Answer]], list[floa
     Raises:
         UserError, MachineError: as `RewardModel.load`.
     """
-    model = reward_model.RewardModel.load(find(config.model, folder, "folder"), device=config.device)
+    from tunekit.rl.reward_model import RewardModel
+
+    model = RewardModel.load(find(config.model, folder, "folder"), device=config.device)
 
     def scores(answers: Sequence[Answer]) -> list[float]:
         conversations = [_conversation(answer) for answer in answers]
