@@ -7,7 +7,7 @@ from functools import cached_property
 
 HEAVY = {
     "torch", "transformers", "datasets", "peft", "trl", "accelerate", "evaluate", "numpy", "pyarrow", "bitsandbytes",
-    "pandas", "safetensors", "tokenizers", "lm_eval",
+    "pandas", "safetensors", "tokenizers", "lm_eval", "torchao", "llmcompressor", "compressed_tensors", "gguf", "llama_cpp",
 }  # fmt: skip
 
 # room -> the rooms that it may import
@@ -23,7 +23,7 @@ LAYERS = {
     "rl": _GROUND | _MIDDLE | {"train"},
     "methods": _GROUND | _MIDDLE | {"train", "rl"},
     "exam": _GROUND | _MIDDLE | {"train"},
-    "compress": _GROUND | _MIDDLE,
+    "compress": _GROUND | _MIDDLE | {"train", "exam"},
     "serve": _GROUND | _MIDDLE,
     "cli": _GROUND | _MIDDLE | {"train", "exam", "compress", "serve"},
     "__main__": {"cli"},
@@ -36,6 +36,7 @@ LAYER_EXCEPTIONS = {
 PLUGINS = (
     "tunekit.methods", "tunekit.model.adapters", "tunekit.data.formats", "tunekit.evaluate.tasks",
     "tunekit.evaluate.metrics", "tunekit.evaluate.engines", "tunekit.model.quantizers", "tunekit.rl.rewards",
+    "tunekit.compress.backends", "tunekit.compress.runtimes", "tunekit.compress.exports",
 )  # fmt: skip
 BROAD_EXCEPT = {"tunekit.cli.shared"}  # the last resort of the program
 DANGEROUS = {

@@ -129,6 +129,6 @@ def here(monkeypatch):
     def measure(adapter, merged, dtype, prompts, *, threads, quantized=False):
         job = {"adapter": str(adapter), "merged": str(merged), "dtype": dtype, "quantized": quantized}
         job |= {"prompts": [dataclasses.asdict(prompt) for prompt in prompts], "threads": threads, "new_tokens": 3}
-        return worker._measure(job)
+        return worker.work(job)
 
     monkeypatch.setattr(parity, "measure", measure)

@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 import tunekit
-from tunekit.cli import adapters, cache, data, doctor, evaluate, merge, push, recipe, resume, runs, train
+from tunekit.cli import (
+    adapters,
+    cache,
+    data,
+    doctor,
+    evaluate,
+    export,
+    merge,
+    push,
+    quantize,
+    recipe,
+    resume,
+    runs,
+    train,
+)
 from tunekit.core import startup
 
 app = typer.Typer(
@@ -50,6 +64,8 @@ app.add_typer(
 app.add_typer(runs.app, name="runs", help="Look at finished and running runs.", rich_help_panel="Look back")
 push.register(app)
 merge.register(app)
+quantize.register(app)
+export.register(app)
 doctor.register(app)
 
 

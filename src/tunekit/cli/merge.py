@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tunekit.cli.shared import Debug, Json, Quiet, guard
-from tunekit.core.errors import Stopped, TunekitError, UserError
+from tunekit.cli.stopping import stoppable
+from tunekit.core.errors import TunekitError, UserError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -63,7 +61,7 @@ def merge(
 
     Example: [bold]tunekit merge runs/a --combine runs/b --weights 0.7,0.3 --output both[/bold]
     """
-    with guard(json=json, debug=debug), _stoppable():
+    with guard(json=json, debug=debug), stoppable():
         from tunekit.runs.screen import JsonScreen, make_screen
 
         if dtype is not None and dtype not in DTYPES:
@@ -102,20 +100,6 @@ def _show(proof: dict[str, Any], folder: Path) -> None:
     load = f"AutoModelForCausalLM.from_pretrained({str(folder)!r})"
     facts = pairs([("model", str(folder)), ("proof", str(folder / "merge.json")), ("load", load)])
     Console(highlight=False).print("", table(proof), "", facts, sep="\n")
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does: what was half written is removed."""
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise Stopped(signum, "nothing was written")
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _numbers(text: str | None) -> tuple[float, ...]:

@@ -55,6 +55,7 @@ class Request:
         dtype: of the merged weights; None for the base's own.
         rows: the run's held-out rows, asked for when they are needed; empty for the embedded world's.
         combination: further adapters, and how they are weighed.
+        noted: the run's record tells of it; a step on the way to something else is not worth a line.
     """
 
     folder: Path
@@ -62,6 +63,7 @@ class Request:
     dtype: str | None = None
     rows: Callable[[], Sequence[Any]] = tuple
     combination: Combination | None = None
+    noted: bool = True
 
 
 def merge(request: Request, screen: Screen) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def merge(request: Request, screen: Screen) -> dict[str, Any]:
         screen.say(QUANTIZED)
     with staged(request.target) as staging, hushed(), combined(found, request.combination) as joined:
         proof = _proven(request, joined, dtype, staging, screen)
-    if request.combination is None:
+    if request.combination is None and request.noted:
         try:
             card.note(found, proof, request.target.name)
         except OSError as error:  # a run of somebody else's may be read and not written

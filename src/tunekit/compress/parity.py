@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunekit.compress.worker import ANSWER, ERROR
+from tunekit.compress import fresh
 from tunekit.core import errors
-from tunekit.core.errors import DataError, DivergedError, MachineError, Problem, TunekitError
-from tunekit.core.files import write_json
+from tunekit.core.errors import DataError, DivergedError, Problem
 from tunekit.data import world
 from tunekit.evaluate.contract import EvalItem
 
@@ -107,28 +102,10 @@ def measure(
         TunekitError: what the process raised.
         MachineError: it died without a word.
     """
-    with tempfile.TemporaryDirectory(prefix="tunekit-merge-") as place:
-        job = Path(place) / "job.json"
-        value: dict[str, Any] = {"adapter": str(adapter.resolve()), "merged": str(merged.resolve()), "dtype": dtype}
-        value |= {"threads": threads, "new_tokens": NEW_TOKENS, "quantized": quantized}
-        write_json(job, value | {"prompts": [dataclasses.asdict(prompt) for prompt in prompts]})
-        command = [sys.executable, "-m", "tunekit.compress.worker", str(job)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-        if (job.with_name(ERROR)).exists():
-            raise _error(job.with_name(ERROR))
-        if done.returncode or not job.with_name(ANSWER).exists():
-            last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-            what = f"the process that compares the models ended with code {done.returncode}: {last[:300]}"
-            raise MachineError(what, fix="is there memory for one model and 1 GB more? see `tunekit doctor`")
-        answer: dict[str, Any] = json.loads(job.with_name(ANSWER).read_text(encoding="utf-8"))
-        return answer
-
-
-def _error(path: Path) -> TunekitError:
-    value = json.loads(path.read_text(encoding="utf-8"))
-    first, *more = (Problem(**problem) for problem in value["problems"])
-    kind: type[TunekitError] = getattr(errors, value["kind"], MachineError)
-    return kind(first.what, where=first.where, fix=first.fix, problems=more)
+    job: dict[str, Any] = {"adapter": str(adapter.resolve()), "merged": str(merged.resolve()), "dtype": dtype}
+    job |= {"threads": threads, "new_tokens": NEW_TOKENS, "quantized": quantized}
+    job |= {"prompts": [dataclasses.asdict(prompt) for prompt in prompts]}
+    return fresh.run("tunekit.compress.worker", job, "compares the models")
 
 
 def limits(answer: Mapping[str, Any]) -> dict[str, float]:

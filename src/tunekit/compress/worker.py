@@ -1,21 +1,15 @@
-"""The fresh process of a proof: `python -m tunekit.compress.worker JOB`, started by `compress.parity`.
+"""The proof of a merge, done in a fresh process, which `compress.parity` starts.
 
 It knows of the merge only what lies on the disk: the adapter on its base, and the merged folder as any user loads it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunekit.core import startup
-from tunekit.core.errors import TunekitError
-from tunekit.core.files import write_json
 from tunekit.core.progress import Silent
 from tunekit.evaluate.contract import EvalItem, Prompt
 from tunekit.evaluate.local import TransformersEngine
@@ -27,26 +21,11 @@ from tunekit.model.restore import attach, find, load_base, load_tokenizer
 if TYPE_CHECKING:
     import torch
 
-ANSWER, ERROR = "answer.json", "error.json"
 NUMBERS = 1 << 26
 """Logits of one model that are kept for the comparison, which sets how many positions are compared: 0.25 GiB."""
 
 
-def main(arguments: list[str]) -> int:
-    """Measures what the job names, and leaves the answer, or the error, beside it."""
-    startup.begin()
-    path = Path(arguments[0])
-    job = json.loads(path.read_text(encoding="utf-8"))
-    try:
-        write_json(path.with_name(ANSWER), _measure(job))
-    except TunekitError as error:
-        problems = [dataclasses.asdict(problem) for problem in error.problems]
-        write_json(path.with_name(ERROR), {"kind": type(error).__name__, "problems": problems})
-        return error.exit_code
-    return 0
-
-
-def _measure(job: dict[str, Any]) -> dict[str, Any]:
+def work(job: dict[str, Any]) -> dict[str, Any]:
     """Loads one model after the other: base and adapter in float32 and in the merge's type, and the merge."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -174,7 +153,3 @@ def _perplexity(values: Sequence[torch.Tensor], prompts: Sequence[EvalItem], pla
     every, counted = torch.cat(losses), torch.cat(trained)
     mean = float((every[counted] if bool(counted.any()) else every).mean())
     return math.exp(mean) if mean < 700 else math.inf  # nan stays nan
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

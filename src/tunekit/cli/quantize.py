@@ -1,0 +1,171 @@
+"""The verb quantize: a model in fewer bits, and what that cost, measured on the artefact."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tunekit.cli.shared import Debug, Json, Overrides, Quiet, guard
+from tunekit.cli.stopping import stoppable
+from tunekit.core.errors import UserError
+
+if TYPE_CHECKING:
+    from tunekit.compress.quantize import Made
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("quantize", rich_help_panel="Hand on")(quantize)
+
+
+def quantize(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Run, adapter, model folder, Hub id or builtin:<name>; or quantize.yaml.", metavar="MODEL"),
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", help="Kinds, such as nf4,int8,gptq4,q4_k_m; `--list` shows them.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="New folder, of several kinds one each in it; default: MODEL-quantized."),
+    ] = None,
+    calib: Annotated[
+        list[str] | None,
+        typer.Option("--calib", help="Rows that gptq and its kin look at; default: the run's training data."),
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", "-d", help="Rows to measure on; default: the run's held-out rows.")
+    ] = None,
+    limit: Annotated[
+        str | None, typer.Option("--max-ppl-increase", help="Refuse where perplexity rises by more, such as 2%.")
+    ] = None,
+    listed: Annotated[bool, typer.Option("--list", help="Show the kinds, and what each needs.")] = False,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Quantize a model, and measure what it cost: perplexity, divergence, answers, size, memory, speed.
+
+    Each artefact is loaded again in a fresh process by what its users load it with, and compared with the model of full
+    precision. One that is not sound, or worse than allowed, is not left behind: exit code 5.
+
+    Example: [bold]tunekit quantize runs/support --to nf4[/bold]
+
+    Example: [bold]tunekit quantize runs/support --to nf4,int8,gptq4,q4_k_m -o small --max-ppl-increase 2%[/bold]
+
+    Example: [bold]tunekit quantize quantize.yaml --set seed=1[/bold]
+    """
+    with guard(json=json, debug=debug), stoppable():
+        if listed:
+            _list(json=json)
+            return
+        from tunekit.runs.screen import make_screen
+
+        named: dict[str, Any] = {"calibration.data": _sources(calib), "proof.data": _sources(data)}
+        if to is not None:
+            named["to"] = [word.strip() for word in to.split(",") if word.strip()]
+        if limit is not None:
+            named["proof.max_ppl_increase"] = share(limit, "--max-ppl-increase")
+        wanted, base = _recipe(model, named, overrides or [])
+        target = output or Path(wanted.output.dir or f"{_name(wanted.model)}-quantized")
+        screen = make_screen(quiet=quiet, json=json)
+        with screen.step("starting"):
+            from tunekit.compress import quantize as work
+        work.refuse_full(target)
+        try:
+            made = work.Job(wanted, base, target, screen).run()
+        finally:
+            work.forget(target)
+        show(made, target, quiet=quiet, json=json)
+
+
+def _recipe(model: str | None, named: dict[str, Any], overrides: list[str]) -> tuple[Any, Path]:
+    """The checked recipe, of a file or of options alone, and the folder where its paths start."""
+    from tunekit.compress.recipe import check, load
+    from tunekit.recipe.document import override, parse
+
+    given = [f"{key}={jsonlib.dumps(value)}" for key, value in named.items() if value]
+    if model is None:
+        raise UserError("nothing says which model to quantize", where="MODEL", fix="tunekit quantize runs/x --to nf4")
+    if model.endswith((".yaml", ".yml")):
+        return load(Path(model), [*given, *overrides]), Path(model).parent
+    if "to" not in named:
+        fix = "such as --to nf4; `tunekit quantize --list` shows the kinds"
+        raise UserError("nothing says what it shall become", where="--to", fix=fix)
+    text = f"model: {jsonlib.dumps(model)}\n"
+    return check(override(parse(text, "options"), [*given, *overrides])), Path()
+
+
+def _sources(paths: list[str] | None) -> list[dict[str, str]]:
+    """Files named on the command line; they start in the working folder, wherever the recipe lies."""
+    return [{"path": str(Path.cwd() / path) if Path(path).exists() else path} for path in paths or []]
+
+
+def share(text: str, option: str) -> float:
+    """``2%`` or ``0.02`` as 0.02.
+
+    Raises:
+        UserError: it is neither.
+    """
+    try:
+        value = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise UserError(f"'{text}' is no share", where=option, fix="such as 2% or 0.02")
+    return value
+
+
+def _name(model: str) -> str:
+    path = Path(model).expanduser()
+    return str(path).rstrip("/") if path.is_dir() else Path(model.removeprefix("builtin:")).name
+
+
+def _list(*, json: bool) -> None:
+    from tunekit.compress.show import kinds_words, known_kinds
+
+    if json:
+        from tunekit.runs.screen import JsonScreen
+
+        JsonScreen().event("kinds", kinds=known_kinds())
+        return
+    from rich.console import Console
+
+    Console(highlight=False).print(kinds_words(known_kinds()))
+
+
+def show(made: list[Made], folder: Path, *, quiet: bool, json: bool, use: str | None = None) -> None:
+    """Tells what came of it, and writes the report.
+
+    Args:
+        made: the kinds.
+        folder: what was written.
+        quiet: nothing on the screen.
+        json: one line of JSON.
+        use: the command that serves it, where that is not known from the kind.
+
+    Raises:
+        TunekitError: the first kind that was refused.
+    """
+    from tunekit.compress import show as words
+    from tunekit.compress.report import write_report
+
+    report = write_report(folder, made) if folder.is_dir() else None
+    if json:
+        from tunekit.runs.screen import JsonScreen
+
+        kinds = [{"kind": one.kind, "folder": str(one.folder), "record": one.record,
+                  "refused": str(one.error) if one.error else None} for one in made]  # fmt: skip
+        JsonScreen().event("done", folder=str(folder), kinds=kinds)
+    elif not quiet:
+        from rich.console import Console
+
+        Console(highlight=False).print("", words.console(made, folder, report, use), sep="\n")
+    refused = [one.error for one in made if one.error is not None]
+    if refused:
+        raise refused[0]

@@ -1,0 +1,86 @@
+"""A step in a process of its own: it knows only what lies on the disk, its memory is its own, and it may die alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tunekit.core import errors, startup
+from tunekit.core.errors import MachineError, Problem, TunekitError
+from tunekit.core.files import write_json
+
+ANSWER, ERROR = "answer.json", "error.json"
+
+
+def run(module: str, job: Mapping[str, Any], doing: str) -> dict[str, Any]:
+    """Calls ``module.work(job)`` in a fresh process.
+
+    Args:
+        module: dotted name; its `work` takes the job and gives an answer, both plain values.
+        job: plain values.
+        doing: what the process does, for its error: ``quantizes``.
+
+    Returns:
+        The answer, and ``peak_memory``: bytes that the process held at most.
+
+    Raises:
+        TunekitError: what the process raised.
+        MachineError: it died without a word, as it does where memory is short.
+    """
+    with tempfile.TemporaryDirectory(prefix="tunekit-fresh-") as place:
+        path = Path(place) / "job.json"
+        write_json(path, dict(job))
+        command = [sys.executable, "-m", "tunekit.compress.fresh", module, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        if path.with_name(ERROR).exists():
+            raise _error(path.with_name(ERROR))
+        if done.returncode or not path.with_name(ANSWER).exists():
+            last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+            what = f"the process that {doing} ended with code {done.returncode}: {last[:300]}"
+            raise MachineError(what, fix="is there memory for the model twice? see `tunekit doctor`")
+        answer: dict[str, Any] = json.loads(path.with_name(ANSWER).read_text(encoding="utf-8"))
+        return answer
+
+
+def _error(path: Path) -> TunekitError:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    first, *more = (Problem(**problem) for problem in value["problems"])
+    kind: type[TunekitError] = getattr(errors, value["kind"], MachineError)
+    return kind(first.what, where=first.where, fix=first.fix, problems=more)
+
+
+def main(arguments: list[str]) -> int:
+    """Does the job that is named, and leaves the answer, or the error, beside it."""
+    startup.begin()
+    module, path = importlib.import_module(arguments[0]), Path(arguments[1])
+    job = json.loads(path.read_text(encoding="utf-8"))
+    from safetensors import SafetensorError
+
+    try:
+        answer = module.work(job)
+    except TunekitError as error:
+        return _leave(path, error)
+    except (OSError, MemoryError, SafetensorError) as error:  # a full disk, short memory, files that cannot be read
+        told = str(error).strip().splitlines() or ["no word"]
+        return _leave(path, MachineError(f"{type(error).__name__}: {told[0]}", fix="see `tunekit doctor`"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    write_json(path.with_name(ANSWER), answer | {"peak_memory": peak})
+    return 0
+
+
+def _leave(path: Path, error: TunekitError) -> int:
+    problems = [dataclasses.asdict(problem) for problem in error.problems]
+    write_json(path.with_name(ERROR), {"kind": type(error).__name__, "problems": problems})
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

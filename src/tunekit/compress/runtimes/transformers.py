@@ -1,0 +1,99 @@
+"""transformers, as most users load a model: `AutoModelForCausalLM.from_pretrained(folder)`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunekit.core.errors import MachineError
+from tunekit.evaluate.logits import logits_at
+from tunekit.evaluate.mode import evaluating
+from tunekit.model.quiet import hushed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class TransformersReading:
+    """A loaded model with its tokenizer.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: of the same folder.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        from transformers import GenerationConfig
+
+        self._model, self._tokenizer = model, tokenizer
+        found = model.generation_config.eos_token_id
+        found = tokenizer.eos_token_id if found is None else found
+        ids = found if isinstance(found, list) else [found]
+        self._stops = sorted({int(token) for token in ids if token is not None})
+        model.generation_config = GenerationConfig()  # its own may draw, or punish repetitions
+        self.vocabulary = int(model.config.get_text_config().vocab_size)
+
+    def logits(self, ids: Sequence[int], columns: Sequence[int]) -> np.ndarray:
+        """(columns, V) float32: what follows each of these positions, after the row read from its start."""
+        import torch
+
+        with evaluating(self._model):
+            at = torch.tensor(list(columns), device=self._model.device)
+            row = torch.tensor([list(ids)], device=self._model.device)
+            found: np.ndarray = logits_at(self._model, row, torch.zeros_like(at), at).float().cpu().numpy()
+        return found
+
+    def answer(self, ids: Sequence[int], new_tokens: int, stops: Sequence[int]) -> list[int]:
+        """The likeliest tokens after ``ids``, one by one; the stop is the last one, where one comes."""
+        import torch
+        from transformers import GenerationConfig
+
+        row = torch.tensor([list(ids)], device=self._model.device)
+        config = GenerationConfig(
+            max_new_tokens=new_tokens, do_sample=False, eos_token_id=list(stops) or None, pad_token_id=0, use_cache=True
+        )
+        with evaluating(self._model):
+            mask = torch.ones_like(row)
+            out = self._model.generate(row, attention_mask=mask, generation_config=config)
+        return [int(token) for token in out[0, row.shape[1] :]]
+
+    def tokenize(self, text: str) -> list[int]:
+        """The ids of a text in which special tokens may be written out, without added ones."""
+        return [int(token) for token in self._tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens left out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def stops(self) -> list[int]:
+        """The ids that end an answer, as the folder's generation config says; the tokenizer's, where that is silent."""
+        return self._stops
+
+    def template(self) -> str | None:
+        """The chat template inside the artefact."""
+        found: str | None = self._tokenizer.chat_template
+        return found
+
+
+def load(folder: Path, *, threads: int) -> TransformersReading:
+    """Loads model and tokenizer of a folder, on the GPU where there is one.
+
+    Raises:
+        MachineError: it cannot be read.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        with hushed():
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype="auto", use_safetensors=True, trust_remote_code=False, device_map={"": device}
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, KeyError, RuntimeError, ImportError) as error:
+        told = str(error).strip().splitlines() or [type(error).__name__]
+        raise MachineError(f"transformers cannot load it: {told[0]}", where=str(folder), fix="make it again") from error
+    return TransformersReading(model.eval(), tokenizer)

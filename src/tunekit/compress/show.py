@@ -1,0 +1,127 @@
+"""Smaller models in the terminal: what each cost and saved, and the kinds that there are."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tunekit.compress.contract import LLAMA_CPP
+from tunekit.compress.quantize import RECORD, Made
+from tunekit.core.registry import BACKENDS
+from tunekit.runs.summary import pairs, slim_table
+from tunekit.runs.wording import number, percent
+
+MIB = 1 << 20
+
+
+def known_kinds() -> list[dict[str, Any]]:
+    """Every kind: its help, backend, what reads it, whether it is calibrated, and what is missing for it."""
+    found = []
+    for name in BACKENDS.names:
+        plugin = BACKENDS.load(name)
+        missing = [line for module, line in plugin.PACKAGES.items() if importlib.util.find_spec(module) is None]
+        for kind, text in plugin.KINDS.items():
+            found.append({
+                "kind": kind, "help": text, "backend": name, "runtime": plugin.RUNTIME,
+                "calibrated": kind in plugin.CALIBRATED, "devices": list(plugin.DEVICES.get(kind, ("cpu", "cuda"))),
+                "missing": missing,
+            })  # fmt: skip
+    return found
+
+
+def kinds_words(kinds: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """The kinds for a terminal, and what has to be installed for those that cannot be made here yet."""
+    grid = slim_table()
+    for name in ("kind", "what it is", "looks at text"):
+        grid.add_column(name, no_wrap=name == "kind")
+    for kind in kinds:
+        where = "" if "cpu" in kind["devices"] else f"; on {', '.join(kind['devices'])} only"
+        grid.add_row(kind["kind"], kind["help"] + where, "yes" if kind["calibrated"] else "–")
+    lines: dict[str, list[str]] = {}
+    for kind in kinds:
+        for line in kind["missing"]:
+            lines.setdefault(line, []).append(kind["kind"])
+    told = [Text(f"{line}   for {', '.join(names)}") for line, names in lines.items()]
+    return Group(grid, "", Text("to be installed first:", style="bold"), *told) if told else grid
+
+
+def size(value: float) -> str:
+    """Bytes for people: ``12.8 MiB``."""
+    return f"{value / MIB:,.1f} MiB" if value < 1024 * MIB else f"{value / MIB / 1024:,.2f} GiB"
+
+
+def console(made: Sequence[Made], folder: Path, report: Path | None, use: str | None = None) -> RenderableType:
+    """A line for the source and each kind, then where everything lies, and the command that uses it."""
+    done = [one.record for one in made if one.record is not None]
+    parts: list[RenderableType] = []
+    if done:
+        parts += [_quality(done), "", _cost(done), "", Text(about(done[0]), style="dim")]
+    parts += [Text(f"{one.kind}: refused: {one.error}", style="red") for one in made if one.error is not None]
+    facts = [("model", str(one.folder)) for one in made if one.record is not None]
+    facts += [("use", use or load_line(one)) for one in made[:1] if one.record is not None]
+    if report is not None:
+        facts.append(("report", str(report)))
+    return Group(*parts, "", pairs(facts)) if facts else Group(*parts)
+
+
+def load_line(made: Made) -> str:
+    """How the artefact is loaded."""
+    plugin = next(BACKENDS.load(name) for name in BACKENDS.names if made.kind in BACKENDS.load(name).KINDS)
+    if plugin.RUNTIME == LLAMA_CPP:
+        return f"llama-cli -m {next(made.folder.glob('*.gguf'), made.folder / 'model.gguf')}"
+    return f"AutoModelForCausalLM.from_pretrained({str(made.folder)!r})"
+
+
+def about(record: Mapping[str, Any]) -> str:
+    """On what was measured."""
+    return (
+        f"on {record['rows_measured']} rows ({record['rows']}), {record['positions']:,} positions; perplexity with "
+        f"its 95 % interval; KL from the source in nats; the figures of each lie in its {RECORD}"
+    )
+
+
+def _quality(records: Sequence[Mapping[str, Any]]) -> Table:
+    first, grid = records[0], slim_table()
+    for name in ("", "size", "perplexity", "rises by", "mean KL", "top-1 same", "answers same"):
+        grid.add_column(name, justify="right" if name else "left", no_wrap=True)
+    grid.add_row("source", size(first["source_size"]), _interval(first["source_perplexity"]), *"––––")
+    for record in records:
+        value, low, high = record["increase"]
+        grid.add_row(
+            record["kind"],
+            f"{size(record['size'])}\n÷ {record['source_size'] / record['size']:.2f}",
+            _interval(record["perplexity"]),
+            f"{percent(value, signed=True)}\n{percent(low, signed=True)} to {percent(high, signed=True)}",
+            number(record["mean_kl"]),
+            percent(record["top1_agreement"]),
+            f"{record['same_texts']} of {len(record['texts'])}",
+        )
+    return grid
+
+
+def _cost(records: Sequence[Mapping[str, Any]]) -> Table:
+    grid = slim_table()
+    for name in ("", "loads in", "memory at most", "reads", "writes"):
+        grid.add_column(name, justify="right" if name else "left", no_wrap=True)
+    grid.add_row("source", *_speeds({key: values[0] for key, values in records[0]["cost"].items()}))
+    for record in records:
+        grid.add_row(record["kind"], *_speeds({key: values[1] for key, values in record["cost"].items()}))
+    return grid
+
+
+def _interval(found: Sequence[float]) -> str:
+    value, low, high = found
+    return f"{number(value)}\n{number(low)} to {number(high)}"
+
+
+def _speeds(cost: Mapping[str, float]) -> tuple[str, ...]:
+    return (
+        f"{cost['load_seconds']:.1f} s", size(cost["peak_memory"]), f"{cost['prompt_speed']:,.0f} tok/s",
+        f"{cost['answer_speed']:,.0f} tok/s",
+    )  # fmt: skip

@@ -1,0 +1,210 @@
+"""What is made smaller: any model by name, as a plain folder of full precision, and the tensors in it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from tunekit.compress.contract import Role, Weight
+from tunekit.compress.merge import Request, merge
+from tunekit.core.errors import MachineError, UserError
+from tunekit.core.front_matter import licence_files, license_of
+from tunekit.core.progress import Screen
+from tunekit.model import artefact
+from tunekit.model.heads import refuse_scores
+from tunekit.model.kbit import quantized_of
+from tunekit.model.names import resolve_name
+from tunekit.model.quiet import hushed
+from tunekit.model.restore import find
+from tunekit.model.tokenizer import load_config, load_tokenizer
+from tunekit.recipe.schema import ModelBlock
+from tunekit.runs.layout import RunFolder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DTYPE_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8,
+              "F8_E4M3": 8, "F8_E5M2": 8}  # fmt: skip
+"""Bits of a value by safetensors' names of types."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model of full precision on the disk.
+
+    Args:
+        name: as the user names it.
+        folder: with weights, config and tokenizer.
+        run: that made it, if one did.
+        facts: what a manifest says of the base it comes from.
+    """
+
+    name: str
+    folder: Path
+    run: RunFolder | None
+    facts: dict[str, Any]
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The content of config.json."""
+        value: dict[str, Any] = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        return value
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer, with its chat template."""
+        return load_tokenizer(ModelBlock(name=str(self.folder)))
+
+    @cached_property
+    def weights(self) -> tuple[Weight, ...]:
+        """Its tensors, from the heads of its files and the shape of the model that the config describes."""
+        return weights_of(self.folder)
+
+    @cached_property
+    def positions(self) -> int | None:
+        """How many positions the model knows; None for no bound."""
+        text = load_config(ModelBlock(name=str(self.folder))).get_text_config()
+        found: int | None = getattr(text, "max_position_embeddings", None)
+        return found
+
+    def copy_papers(self, folder: Path) -> None:
+        """Puts tokenizer, generation config and licence texts beside a smaller model's weights."""
+        self.tokenizer.save_pretrained(folder)
+        generation = self.folder / "generation_config.json"
+        if generation.exists() and not (folder / generation.name).exists():
+            shutil.copyfile(generation, folder / generation.name)
+        for path in licence_files(self.folder):
+            shutil.copyfile(path, folder / path.name)
+
+
+@contextmanager
+def opened(name: str, revision: str | None, screen: Screen) -> Iterator[Source]:
+    """A model as a plain folder; an adapter is merged into its base first, and that merge is proven.
+
+    Args:
+        name: run folder, adapter, model folder, Hub id, or ``builtin:<name>``.
+        revision: of a Hub id.
+        screen: is told of a merge.
+
+    Raises:
+        UserError: there is no such model, it cannot be merged, it scores, or its weights are quantized already.
+        MachineError: files that are missing or not as they were saved.
+    """
+    path = Path(name).expanduser()
+    with TemporaryDirectory(prefix="tunekit-source-") as place:
+        if name.startswith("builtin:") or not path.is_dir():
+            yield _named(name, revision, Path(place))
+            return
+        if revision is not None:
+            raise UserError(f"'{name}' is a folder, which has no revisions", where="--revision", fix="leave it out")
+        found = find(path)
+        refuse_scores(found, "a reward model is used as it is: `reward: [{model: ...}]`")
+        above = found.folder.resolve().parent
+        run = RunFolder(above) if (above / "plan.json").exists() else None
+        folder, facts = found.folder, dict((found.manifest or {}).get("base") or {})
+        if found.base is not None:
+            folder = Path(place) / "merged"
+            screen.say(f"{name}: its {found.kind_word} adapter is merged into the base first")
+            merge(Request(path, folder, noted=False), screen)
+        refuse_quantized(folder, name)
+        yield Source(name, folder, run, facts or {"name": path.resolve().name})
+
+
+def _named(name: str, revision: str | None, place: Path) -> Source:
+    block, kind = ModelBlock(name=name, revision=revision), resolve_name(name)
+    facts = artefact.base_facts(block, seed=0, dtype="float32")
+    if kind.random:  # weights from a seed, for those who measure size and speed alone
+        with hushed():
+            artefact.fresh_base(block, seed=0, dtype="float32").save_pretrained(place)
+            load_tokenizer(block).save_pretrained(place)
+        return Source(name, place, None, facts)
+    folder = artefact.base_folder(kind, revision)
+    refuse_quantized(folder, name)
+    return Source(name, folder, None, facts | {"licence": license_of(folder)})
+
+
+def refuse_quantized(folder: Path, name: str) -> None:
+    """Refuses weights of few bits: rounding them once more adds a second error to the first.
+
+    Raises:
+        UserError: with what they are.
+    """
+    kind = quantized_of(load_config(ModelBlock(name=str(folder))))
+    if kind is not None:
+        raise UserError(f"the weights of '{name}' are quantized already ({kind})", where=name,
+                        fix="name the model that they were quantized from")  # fmt: skip
+
+
+def headers(folder: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
+    """Of every tensor that is loaded from a folder: (safetensors' name of its type, shape, bytes).
+
+    Raises:
+        UserError: there are no weights.
+        MachineError: a file's head cannot be read, or the file is shorter than it says.
+    """
+    found: dict[str, tuple[str, tuple[int, ...], int]] = {}
+    for path in artefact.weight_files(folder):
+        try:
+            with path.open("rb") as file:
+                (size,) = struct.unpack("<Q", file.read(8))
+                head = json.loads(file.read(size))
+            found |= {
+                key: (value["dtype"], tuple(value["shape"]), value["data_offsets"][1] - value["data_offsets"][0])
+                for key, value in head.items()
+                if key != "__metadata__"
+            }
+            whole = 8 + size + max((v["data_offsets"][1] for k, v in head.items() if k != "__metadata__"), default=0)
+        except (struct.error, ValueError, KeyError, TypeError, MemoryError) as error:
+            raise MachineError("the file of weights cannot be read", where=str(path), fix="save it again") from error
+        if path.stat().st_size != whole:
+            raise MachineError(f"the file has {path.stat().st_size:,} bytes; its head says {whole:,}", where=str(path),
+                               fix="save it again")  # fmt: skip
+    return found
+
+
+def weights_of(folder: Path) -> tuple[Weight, ...]:
+    """The tensors of a folder, each with what it is in the model.
+
+    Raises:
+        UserError, MachineError: as `headers`; or transformers does not know the model.
+    """
+    roles, tied = _roles(folder)
+    found = []
+    for name, (dtype, shape, _) in sorted(headers(folder).items()):
+        role = roles.get(name, "other")
+        found.append(Weight(name, shape, DTYPE_BITS.get(dtype, 16), role, tied=tied and role == "embedding"))
+    return tuple(found)
+
+
+def _roles(folder: Path) -> tuple[dict[str, Role], bool]:
+    """What each parameter is, by name, and whether head and embedding are one; of a model without memory."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    config = load_config(ModelBlock(name=str(folder)))
+    try:
+        with torch.device("meta"), hushed():
+            model = AutoModelForCausalLM.from_config(config)
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"transformers cannot make this model: {str(error).splitlines()[0]}", where=str(folder),
+                        fix="is it a causal language model?") from error  # fmt: skip
+    inner, outer = model.get_input_embeddings(), model.get_output_embeddings()
+    found: dict[str, Role] = {}
+    for name, module in model.named_modules():
+        if module is inner or isinstance(module, torch.nn.Embedding):
+            found[f"{name}.weight"] = "embedding"
+        elif module is outer:
+            found[f"{name}.weight"] = "head"
+        elif isinstance(module, torch.nn.Linear | Conv1D):
+            found[f"{name}.weight"] = "linear"
+    tied = outer is not None and bool(model.config.get_text_config().tie_word_embeddings)
+    return found, tied
