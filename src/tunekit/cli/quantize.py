@@ -66,12 +66,7 @@ def quantize(
             return
         from tunekit.runs.screen import make_screen
 
-        named: dict[str, Any] = {"calibration.data": _sources(calib), "proof.data": _sources(data)}
-        if to is not None:
-            named["to"] = [word.strip() for word in to.split(",") if word.strip()]
-        if limit is not None:
-            named["proof.max_ppl_increase"] = share(limit, "--max-ppl-increase")
-        wanted, base = _recipe(model, named, overrides or [])
+        wanted, base = _recipe(model, _named(to, calib, data, limit), overrides or [])
         target = output or Path(wanted.output.dir or f"{_name(wanted.model)}-quantized")
         screen = make_screen(quiet=quiet, json=json)
         with screen.step("starting"):
@@ -82,6 +77,16 @@ def quantize(
         finally:
             work.forget(target)
         show(made, target, quiet=quiet, json=json)
+
+
+def _named(to: str | None, calib: list[str] | None, data: list[str] | None, limit: str | None) -> dict[str, Any]:
+    """The options as keys of the recipe."""
+    named: dict[str, Any] = {"calibration.data": _sources(calib), "proof.data": _sources(data)}
+    if to is not None:
+        named["to"] = [{"kind": word.strip()} for word in to.split(",") if word.strip()]
+    if limit is not None:
+        named["proof.max_ppl_increase"] = share(limit, "--max-ppl-increase")
+    return named
 
 
 def _recipe(model: str | None, named: dict[str, Any], overrides: list[str]) -> tuple[Any, Path]:

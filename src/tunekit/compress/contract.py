@@ -127,6 +127,9 @@ class Reading(Protocol):
 class Runtime(Protocol):
     """A module of `tunekit.compress.runtimes`: one program that reads artefacts."""
 
+    LIBRARIES: tuple[str, ...]
+    """What it is built on, imported before the clock of a loading starts."""
+
     def load(self, folder: Path, *, threads: int) -> Reading:
         """Loads an artefact's folder as a user would.
 

@@ -42,6 +42,8 @@ def work(job: Mapping[str, Any]) -> dict[str, Any]:
         ``largest_difference``, ``spelling`` (the first text whose ids differ, or None).
     """
     runtime: Any = importlib.import_module(f"tunekit.compress.runtimes.{job['runtime']}")
+    for library in runtime.LIBRARIES:  # their import is no matter of the model
+        importlib.import_module(library)
     begin = time.perf_counter()
     reading: Reading = runtime.load(Path(job["folder"]), threads=job["threads"])
     seconds = time.perf_counter() - begin

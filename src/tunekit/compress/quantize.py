@@ -176,6 +176,7 @@ class Job:
             "kind": block.kind,
             "options": config.model_dump(mode="json"),
             "rows": self.rows_of,
+            "prompts": [row.prompt_text for row in self.rows[: self.wanted.proof.answers]],
             "calibration": calibrated.facts if calibrated else None,
             "seconds": seconds,
             "making_memory": made["peak_memory"],

@@ -28,12 +28,15 @@ transform:translate(-50%,50%)}
 .trade .point.worse{opacity:.45}
 .trade .name{position:absolute;font-size:12.5px;transform:translate(9px,50%);white-space:nowrap}
 .trade .name.left{transform:translate(calc(-100% - 9px),50%)}
+.trade .name.above{transform:translate(-50%,-70%)}
 .trade .across{position:absolute;left:0;right:0;border-top:1px solid var(--grid)}
 .trade .down{position:absolute;top:0;bottom:0;border-left:1px solid var(--grid)}
 .trade .axes{font-size:12.5px;color:var(--soft);margin:6px 0 0}
 table.answers{table-layout:fixed;font-size:14px}
 table.answers td{vertical-align:top;overflow-wrap:anywhere;white-space:pre-wrap}
-.wide{overflow-x:auto}
+.figures{overflow-x:auto;margin-bottom:22px}
+.figures td.num{white-space:nowrap}
+.figures table{width:100%}
 """
 
 
@@ -79,36 +82,40 @@ def page(done: Sequence[tuple[str, Mapping[str, Any]]], refused: Sequence[tuple[
 
 
 def _figures(done: Sequence[tuple[str, Mapping[str, Any]]], refused: Sequence[tuple[str, str]]) -> Html:
-    names = (
-        "Size",
-        "Perplexity",
-        "Rises by",
-        "Mean KL",
-        "Top-1 same",
-        "Answers same",
-        "Loads",
-        "Memory",
-        "Reads",
-        "Writes",
-    )
-    head = tag("tr", tag("th", ""), [tag("th", name, cls="num") for name in names])
+    """Quality, then what loading and running take."""
     first = done[0][1]
-    cost = {key: values[0] for key, values in first["cost"].items()}
-    lines = [_line("source", [(size(first["source_size"]), ""), _interval(first["source_perplexity"]),
-                              *[("–", "")] * 4, *_speeds(cost)])]  # fmt: skip
+    quality = [
+        _line("source", [(size(first["source_size"]), ""), _interval(first["source_perplexity"]), *[("–", "")] * 4])
+    ]
+    costs = [_line("source", _speeds({key: values[0] for key, values in first["cost"].items()}))]
     for kind, record in done:
-        cost = {key: values[1] for key, values in record["cost"].items()}
         value, low, high = record["increase"]
-        lines.append(_line(kind, [
-            (size(record["size"]), f"÷ {record['source_size'] / record['size']:.2f}"),
-            _interval(record["perplexity"]),
-            (percent(value, signed=True), f"{percent(low, signed=True)} to {percent(high, signed=True)}"),
-            (number(record["mean_kl"]), ""), (percent(record["top1_agreement"]), ""),
-            (f"{record['same_texts']} of {len(record['texts'])}", ""), *_speeds(cost),
-        ]))  # fmt: skip
-    table = tag("table", tag("thead", head), tag("tbody", lines))
+        quality.append(
+            _line(
+                kind,
+                [
+                    (size(record["size"]), f"÷ {record['source_size'] / record['size']:.2f}"),
+                    _interval(record["perplexity"]),
+                    (f"{value:+.1%}", f"{low:+.1%} to {high:+.1%}"),
+                    (number(record["mean_kl"]), ""),
+                    (percent(record["top1_agreement"]), ""),
+                    (f"{record['same_texts']} of {len(record['texts'])}", ""),
+                ],
+            )
+        )
+        costs.append(_line(kind, _speeds({key: values[1] for key, values in record["cost"].items()})))
     told = [tag("p", tag("b", kind), f" was refused: {why}", cls="muted") for kind, why in refused]
-    return tag("div", tag("div", table, cls="wide"), told)
+    return tag(
+        "div",
+        _table(("Size", "Perplexity", "Rises by", "Mean KL", "Top-1", "Answers"), quality),
+        _table(("Loads in", "Memory at most", "Reads", "Writes"), costs),
+        told,
+    )
+
+
+def _table(names: Sequence[str], lines: Sequence[Html]) -> Html:
+    head = tag("tr", tag("th", ""), [tag("th", name, cls="num") for name in names])
+    return tag("div", tag("table", tag("thead", head), tag("tbody", lines)), cls="figures")
 
 
 def _line(name: str, cells: Sequence[tuple[str, str]]) -> Html:
@@ -149,7 +156,8 @@ def _trade(done: Sequence[tuple[str, Mapping[str, Any]]]) -> Html:
         told = f"{name}: {x:.1f} MiB, {number(y)} nats"
         look = "point source" if name == "source" else "point" if good else "point worse"
         drawn += [tag("i", cls=look, style=at, title=told)]
-        drawn += [tag("span", name, cls="name left" if x > 0.8 * spans[0] else "name", style=at)]
+        place = "name above" if name == "source" else "name left" if x > 0.8 * spans[0] else "name"
+        drawn += [tag("span", name, cls=place, style=at)]
     rules = [tag("i", cls="down", style=f"left:{100 * x / spans[0]:.2f}%") for x in x_marks]
     rules += [tag("i", cls="across", style=f"bottom:{100 * y / spans[1]:.2f}%") for y in y_marks]
     y_words = [(mark, word) for mark, word in zip(y_marks, tick_words(y_marks), strict=True)]
@@ -163,17 +171,17 @@ def _trade(done: Sequence[tuple[str, Mapping[str, Any]]]) -> Html:
 
 
 def _answers(done: Sequence[tuple[str, Mapping[str, Any]]], scrubber: Scrubber) -> Html:
-    kinds = [kind for kind, _ in done]
+    kinds, prompts = [kind for kind, _ in done], done[0][1]["prompts"]
     sources = [pair[0] for pair in done[0][1]["texts"]]
     texts = [[pair[1] for pair in record["texts"]] for _, record in done]
     if not sources:
         return tag("p", "No answers were asked for.", cls="muted")
     lines = [
-        tag("tr", [tag("td", scrubber.text(text)) for text in (source, *(column[at] for column in texts))])
+        tag("tr", [tag("td", scrubber.text(text)) for text in (prompts[at], source, *(column[at] for column in texts))])
         for at, source in list(enumerate(sources))[:SHOWN]
     ]
-    head = tag("tr", [tag("th", name) for name in ("source", *kinds)])
-    return tag("div", tag("table", tag("thead", head), tag("tbody", lines), cls="answers"), cls="wide")
+    head = tag("tr", [tag("th", name) for name in ("prompt", "source", *kinds)])
+    return tag("div", tag("table", tag("thead", head), tag("tbody", lines), cls="answers"), cls="figures")
 
 
 def _how(done: Sequence[tuple[str, Mapping[str, Any]]]) -> Html:
@@ -187,4 +195,4 @@ def _how(done: Sequence[tuple[str, Mapping[str, Any]]]) -> Html:
         cells = [tag("td", text) for text in (looked, options or "–", took, tensors)]
         lines.append(tag("tr", tag("td", tag("b", kind)), cells))
     head = tag("tr", [tag("th", name) for name in ("", "Looked at", "Options", "Making took", "Tensors")])
-    return tag("div", tag("table", tag("thead", head), tag("tbody", lines)), cls="wide")
+    return tag("div", tag("table", tag("thead", head), tag("tbody", lines)), cls="figures")

@@ -82,13 +82,14 @@ def about(record: Mapping[str, Any]) -> str:
     """On what was measured."""
     return (
         f"on {record['rows_measured']} rows ({record['rows']}), {record['positions']:,} positions; perplexity with "
-        f"its 95 % interval; KL from the source in nats; the figures of each lie in its {RECORD}"
+        f"its 95 % interval; KL from the source in nats; at how many positions the likeliest token is the "
+        f"same, and of how many prompts the answer; all figures lie in each folder's {RECORD}"
     )
 
 
 def _quality(records: Sequence[Mapping[str, Any]]) -> Table:
     first, grid = records[0], slim_table()
-    for name in ("", "size", "perplexity", "rises by", "mean KL", "top-1 same", "answers same"):
+    for name in ("", "size", "perplexity", "rises by", "mean KL", "top-1", "answers"):
         grid.add_column(name, justify="right" if name else "left", no_wrap=True)
     grid.add_row("source", size(first["source_size"]), _interval(first["source_perplexity"]), *"––––")
     for record in records:
@@ -97,7 +98,7 @@ def _quality(records: Sequence[Mapping[str, Any]]) -> Table:
             record["kind"],
             f"{size(record['size'])}\n÷ {record['source_size'] / record['size']:.2f}",
             _interval(record["perplexity"]),
-            f"{percent(value, signed=True)}\n{percent(low, signed=True)} to {percent(high, signed=True)}",
+            f"{value:+.1%}\n{low:+.1%} to {high:+.1%}",
             number(record["mean_kl"]),
             percent(record["top1_agreement"]),
             f"{record['same_texts']} of {len(record['texts'])}",

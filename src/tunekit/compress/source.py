@@ -177,10 +177,11 @@ def weights_of(folder: Path) -> tuple[Weight, ...]:
         UserError, MachineError: as `headers`; or transformers does not know the model.
     """
     roles, tied = _roles(folder)
+    model = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     found = []
     for name, (dtype, shape, _) in sorted(headers(folder).items()):
         role = roles.get(name, "other")
-        found.append(Weight(name, shape, DTYPE_BITS.get(dtype, 16), role, tied=tied and role == "embedding"))
+        found.append(Weight(name, shape, DTYPE_BITS.get(dtype, 16), role, tied=tied and role == "embedding", model=model))
     return tuple(found)
 
 

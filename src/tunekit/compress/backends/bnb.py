@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
 
+from tunekit.compress.backends._shared.given import common_problems, is_quantized, kept_bits
+from tunekit.compress.backends._shared.overflow import too_large
 from tunekit.compress.contract import TRANSFORMERS, Making, Weight
-from tunekit.compress.skipping import is_skipped, skip_problems
-from tunekit.core.errors import Problem
+from tunekit.compress.source import weights_of
+from tunekit.core.errors import Problem, UserError, raise_all
 from tunekit.model.quantizers._shared.wishes import kept
 from tunekit.recipe.schema import Block
 
@@ -26,8 +29,8 @@ DEVICES: Mapping[str, tuple[str, ...]] = {}
 RUNTIME = TRANSFORMERS
 BLOCK, NESTED = 64, 256
 """Weights that share a scale, and scales that share one of their own."""
-NAMES = 120
-"""Bytes, about, of what bitsandbytes writes of each 4-bit tensor as JSON: its kind, shape and types."""
+_OFFSET = 0.12345678901234567
+"""Stands for the mean of the scales: its digits are written out beside each tensor."""
 
 
 class Config(Block):
@@ -38,33 +41,36 @@ class Config(Block):
 
 
 def problems(kind: str, config: Config, model: Mapping[str, Any], weights: Sequence[Weight]) -> list[Problem]:
-    """What stands against it: options of 4 bits for 8, names in `skip`."""
-    found = skip_problems(config.skip, weights)
-    if kind == "int8" and "double_quant" in config.model_fields_set:
-        found.append(Problem("double_quant belongs to 4 bits", "to", "leave it out"))
-    return found
+    """What stands against it: options of 4 bits for 8, names in `skip`, experts that it would pass over."""
+    own = frozenset[str]() if kind == "int8" else frozenset({"double_quant"})
+    return list(common_problems(kind, config, model, weights, own=own, turned=True))
 
 
 def bits(kind: str, config: Config, weight: Weight) -> float:
     """Bits on the disk for one value, with scales, their own scales, and what else is kept beside a tensor."""
-    if weight.role != "linear" or is_skipped(weight.name, config.skip):
-        return weight.bits
+    if not is_quantized(weight, config.skip):
+        return kept_bits(weight)
     values = math.prod(weight.shape)
     if kind == "int8":
-        return 8 + 32 * weight.shape[0] / values + 8 / values  # and one byte that names the format
+        return 8 + (32 * weight.shape[0] + 8) / values  # scales, and one byte that names the format
     blocks = math.ceil(values / BLOCK)
-    tables = 16 * 4  # the values that 4 bits stand for
+    dtype = str(weight.model.get("dtype") or "bfloat16")
+    state = {"quant_type": kind, "blocksize": BLOCK, "dtype": dtype, "shape": weight.shape}
+    scales = 4 * blocks  # bytes
     if config.double_quant:
-        scales = blocks + 4 * math.ceil(blocks / NESTED) + 256 * 4  # bytes: scales, their scales, their values
-    else:
-        scales = 4 * blocks
-    return 4 + 8 * (scales + tables + NAMES) / values
+        state |= {"nested_blocksize": NESTED, "nested_dtype": "float32", "nested_offset": _OFFSET}
+        scales = blocks + 4 * math.ceil(blocks / NESTED) + 4 * 256  # scales, their scales, their values
+    table = 4 * 16  # the values that 4 bits stand for
+    return 8 * (math.ceil(values / 2) + scales + table + len(json.dumps(state))) / values
 
 
 def make(making: Making) -> None:
     """Loads the weights quantized, and saves them before anything has been computed with them.
 
-    On a CPU the first pass forward packs 4-bit weights anew, and what is saved then cannot be loaded.
+    On a CPU the first pass forward packs 4-bit weights anew, and what is saved then is loaded as other numbers.
+
+    Raises:
+        UserError: 8 bits, and a weight is too large for the 16-bit floats that it is rounded by way of.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
@@ -74,6 +80,7 @@ def make(making: Making) -> None:
     compute = own.dtype if own.dtype is not None else torch.float32
     skip = kept(config, own)[0]
     if making.kind == "int8":
+        raise_all(UserError, list(too_large(making.source, weights_of(making.source), config.skip)))
         quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     else:
         quantization = BitsAndBytesConfig(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import logging
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,8 @@ from tunekit.model.quiet import hushed
 
 if TYPE_CHECKING:
     import numpy as np
+
+LIBRARIES = ("torch", "accelerate", "transformers", "transformers.models.auto.modeling_auto", "transformers.generation")
 
 
 class TransformersReading:
@@ -83,17 +88,20 @@ def load(folder: Path, *, threads: int) -> TransformersReading:
         MachineError: it cannot be read.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.set_num_threads(threads)
+    # for each layer of 8 bits, at each token, one line: that it rounds its input
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        with hushed():
+        with hushed(), redirect_stderr(io.StringIO()):  # compressed-tensors has bars of its own
             model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype="auto", use_safetensors=True, trust_remote_code=False, device_map={"": device}
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (ValueError, KeyError, RuntimeError, ImportError, OSError, SafetensorError) as error:
         told = str(error).strip().splitlines() or [type(error).__name__]
         raise MachineError(f"transformers cannot load it: {told[0]}", where=str(folder), fix="make it again") from error
     return TransformersReading(model.eval(), tokenizer)
