@@ -2,16 +2,18 @@
 
     python3.11 -m venv ppo_venv
     ppo_venv/bin/pip install -r benchmarks/ppo_reference.txt
-    python benchmarks/ppo.py --reference ppo_venv/bin/python [--seeds 2] [--episodes 768] [--work FOLDER]
+    python benchmarks/ppo.py --reference ppo_venv/bin/python [--seeds 2] [--episodes 768] [--values K] [--work FOLDER]
 
 The policy is the embedded model after a `tunekit sft`, the reward model that after `tunekit reward` on the embedded
 preferences; both are trained here. Then each side makes ``episodes`` answers to the prompts of the embedded
 preferences, with the same batch, mini-batches, passes, learning rate, price of KL, discount, clipping and length of
-answers; all weights are trained. TRL has a value model of its own, which begins as the reward model; tunekit a head on
-the policy.
+answers; all weights are trained. Values are a model of their own that begins as the reward model, as TRL has it; with
+``--values shared`` or ``separate`` tunekit's are another one. Two things differ: TRL does not clip gradients, and steps
+its learning rate once a batch of answers.
 
 Afterwards one script judges both policies: answers drawn to held-out prompts, scored by the reward model. Told are the
-mean reward, the KL, and answers a second of CPU time, both sides on one thread.
+mean reward, the KL, and answers a second of CPU time, both sides on one thread: of `trainer.train()` alone for TRL, of
+the whole run, with loading, an evaluation and saving, for tunekit.
 """
 
 from __future__ import annotations
@@ -115,6 +117,7 @@ def main() -> None:
     parser.add_argument("--reference", required=True, help="python of the environment with TRL's PPOTrainer")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--episodes", type=int, default=768)
+    parser.add_argument("--values", help="tunekit's ppo.value_model: shared, separate; otherwise the reward model")
     parser.add_argument("--work", type=Path, help="keep models and results here, and use those that are there")
     options = parser.parse_args()
     folder = (options.work or Path(tempfile.mkdtemp())).resolve()
@@ -142,7 +145,8 @@ def main() -> None:
             f"eval: {{baseline: false, limit: 1}}\n"
             f"ppo: {{reward: [{{model: {reward}}}], generations: 1, max_new_tokens: {PPO['response_length']}, "
             f"rollout_steps: {steps}, passes: {PPO['ppo_epochs']}, beta: {PPO['kl_coef']}, "
-            f"missing_end_penalty: {PPO['missing_eos_penalty']}, lam: {PPO['lam']}, value_coef: 0.1}}\n"
+            f"missing_end_penalty: {PPO['missing_eos_penalty']}, lam: {PPO['lam']}, value_coef: 0.1, "
+            f"value_model: {options.values or reward}}}\n"
         )
         run = folder / f"tunekit-{seed}-{int(time.time())}"
         seconds = tunekit("ppo", recipe, folder, run)
@@ -150,13 +154,11 @@ def main() -> None:
             options.reference,
             folder,
             f"judge-{seed}",
-            **(fixed | {"policy": str(run / "model")}),
-            episodes=64,
+            **(fixed | {"policy": str(run / "model"), "start": str(policy)}),
+            episodes=0,
             seed=seed,
         )["before"]["sampled"]
-        moved = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        kl = next(line["kl"] for line in reversed(moved) if "kl" in line)
-        rows["tunekit"].append((judged["reward"], kl, options.episodes / seconds))
+        rows["tunekit"].append((judged["reward"], judged["kl"], options.episodes / seconds))
     print(f"held-out reward before: {before['reward']:.3f} (standard error {before['standard_error']:.3f})")
     for side, found in rows.items():
         rewards, kls, speeds = zip(*found, strict=True)

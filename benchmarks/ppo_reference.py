@@ -15,8 +15,9 @@ that may be left out (they are PPOConfig's own, where it has them):
   vocabulary. value: the folder that the value model starts from, the reward model's unless given.
 - train, heldout: jsonl files with rows {"ids": [...]}.
 - stop_id: ends an answer and is part of it; pad_id: the policy's pad_token_id unless given. Neither may be the other.
-- lr, episodes, batch_size; mini_batches 1, ppo_epochs 4, schedule "linear" (the learning rate is stepped once a batch),
-  warmup_steps 0, weight_decay 0, optimizer "adamw_torch".
+- start: the folder that the KL is told from, the policy's unless given.
+- lr, episodes (0: measure the policy as it is, and train nothing), batch_size; mini_batches 1, ppo_epochs 4, schedule
+  "linear" (the learning rate is stepped once a batch), warmup_steps 0, weight_decay 0, optimizer "adamw_torch".
 - response_length 53, temperature 0.7, kl_coef 0.05, kl_estimator "k1", gamma 1, lam 0.95, cliprange 0.2,
   cliprange_value 0.2, vf_coef 0.1, whiten false, missing_eos_penalty null.
 - seed 0, threads 1, heldout_samples 4 (answers sampled per held-out prompt).
@@ -73,10 +74,10 @@ from transformers import (
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 DEFAULTS: dict[str, Any] = {
-    "value": None, "pad_id": None, "mini_batches": 1, "ppo_epochs": 4, "schedule": "linear", "warmup_steps": 0,
-    "weight_decay": 0.0, "optimizer": "adamw_torch", "response_length": 53, "temperature": 0.7, "kl_coef": 0.05,
-    "kl_estimator": "k1", "gamma": 1.0, "lam": 0.95, "cliprange": 0.2, "cliprange_value": 0.2, "vf_coef": 0.1,
-    "whiten": False, "missing_eos_penalty": None, "seed": 0, "threads": 1, "heldout_samples": 4,
+    "value": None, "start": None, "pad_id": None, "mini_batches": 1, "ppo_epochs": 4, "schedule": "linear",
+    "warmup_steps": 0, "weight_decay": 0.0, "optimizer": "adamw_torch", "response_length": 53, "temperature": 0.7,
+    "kl_coef": 0.05, "kl_estimator": "k1", "gamma": 1.0, "lam": 0.95, "cliprange": 0.2, "cliprange_value": 0.2,
+    "vf_coef": 0.1, "whiten": False, "missing_eos_penalty": None, "seed": 0, "threads": 1, "heldout_samples": 4,
     "record": False, "save": None,
 }  # fmt: skip
 NEEDED = ("policy", "reward", "train", "heldout", "stop_id", "lr", "episodes", "batch_size")
@@ -241,7 +242,7 @@ def trained(c: SimpleNamespace, folder: str) -> dict[str, Any]:
     train, heldout = prompts(c.train, c), prompts(c.heldout, c)
     if c.pad_id is None or c.pad_id == c.stop_id or len(train) < c.batch_size or c.batch_size % c.mini_batches:
         sys.exit("there must be a pad_id other than stop_id, a batch of prompts, and equal mini-batches")
-    before = AutoModelForCausalLM.from_pretrained(c.policy, dtype=torch.float32).eval()
+    before = AutoModelForCausalLM.from_pretrained(c.start or c.policy, dtype=torch.float32).eval()
     scorers = [c.reward, c.value or c.reward]
     reward, value = (
         AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, dtype=torch.float32).eval()
@@ -250,6 +251,8 @@ def trained(c: SimpleNamespace, folder: str) -> dict[str, Any]:
     # What a folder's generation_config.json asks for (top_k, penalties) would reach the rollouts.
     policy.generation_config = GenerationConfig(pad_token_id=c.pad_id)
     first = measured(policy, before, reward, heldout, c)
+    if not c.episodes:
+        return {"before": first}
     transformers.set_seed(c.seed)
     log, record = Log(), Record(c)
     trainer = PPOTrainer(

@@ -7,7 +7,8 @@ from functools import cached_property
 
 HEAVY = {
     "torch", "transformers", "datasets", "peft", "trl", "accelerate", "evaluate", "numpy", "pyarrow", "bitsandbytes",
-    "pandas", "safetensors", "tokenizers", "lm_eval", "torchao", "llmcompressor", "compressed_tensors", "gguf", "llama_cpp",
+    "pandas", "safetensors", "tokenizers", "lm_eval",
+    "torchao", "llmcompressor", "compressed_tensors", "gguf", "llama_cpp",
 }  # fmt: skip
 
 # room -> the rooms that it may import
@@ -37,6 +38,7 @@ PLUGINS = (
     "tunekit.methods", "tunekit.model.adapters", "tunekit.data.formats", "tunekit.evaluate.tasks",
     "tunekit.evaluate.metrics", "tunekit.evaluate.engines", "tunekit.model.quantizers", "tunekit.rl.rewards",
     "tunekit.compress.backends", "tunekit.compress.runtimes", "tunekit.compress.exports",
+    "tunekit.compress.prune.ways",
 )  # fmt: skip
 BROAD_EXCEPT = {"tunekit.cli.shared"}  # the last resort of the program
 DANGEROUS = {

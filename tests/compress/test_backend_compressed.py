@@ -15,8 +15,8 @@ from tunekit.core.errors import MachineError, UserError
 
 compressed = backend("compressed")
 KINDS = [
-    ("gptq4", {}), ("gptq8", {"actorder": False}), ("rtn4", {"group_size": 32}), ("w8a8", {}), ("w8a8", {"smooth": 0.0}),
-    ("fp8", {}),
+    ("gptq4", {}), ("gptq8", {"actorder": False}), ("rtn4", {"group_size": 32}), ("w8a8", {}),
+    ("w8a8", {"smooth": 0.0}), ("fp8", {}),
 ]  # fmt: skip
 
 

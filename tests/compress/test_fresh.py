@@ -38,7 +38,8 @@ def test_an_answer_comes_with_the_memory_that_it_took():
 def test_an_error_arrives_whole():
     with pytest.raises(DataError) as caught:
         fresh.run("steps", {"end": "data"}, "reads")
-    assert [(p.what, p.where, p.fix) for p in caught.value.problems] == [("first", "a:1", "mend it"), ("second", "b:2", "")]
+    told = [(p.what, p.where, p.fix) for p in caught.value.problems]
+    assert told == [("first", "a:1", "mend it"), ("second", "b:2", "")]
 
 
 def test_a_full_disk_is_the_machines_matter():

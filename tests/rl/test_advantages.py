@@ -21,6 +21,8 @@ from tunekit.rl.advantages import (
     shaped_rewards,
     whiten,
 )
+from tunekit.rl.compared import compared_each
+from tunekit.rl.rollouts import Drawn, Rollout
 
 NAN = float("nan")
 
@@ -136,6 +138,23 @@ def test_advantages_of_several_rewards_as_trl():
     rewards[4], rewards[7, 1] = NAN, NAN  # one answer has none at all, another one of two
     options = {"scale_rewards": "group", "multi_objective_aggregation": "normalize_then_sum"}
     near(group_relative_each(rewards, GROUPS, weights), trl_grpo(rewards, weights, **options), 1e-5)
+
+
+def test_a_window_of_several_rewards_as_trl():
+    """The same of drawn answers: rewards come by name, in the recipe's order, before they are weighed."""
+    torch.manual_seed(1)
+    rewards, weights = torch.randn(9, 3), torch.tensor([1.0, 0.3, -2.0])
+    rewards[2], rewards[6, 0] = NAN, NAN
+    answers = [
+        Drawn([1] * (1 + at), True, "", parts=dict(zip("cab", row, strict=True)))
+        for at, row in enumerate(rewards.tolist())
+    ]
+    compared_each([Rollout([5], [at], answers[3 * at : 3 * at + 3]) for at in range(3)], weights.tolist())
+    options = {"scale_rewards": "group", "multi_objective_aggregation": "normalize_then_sum"}
+    assert [len(answer.numbers["advantages"]) for answer in answers] == list(range(1, 10))
+    found = [set(answer.numbers["advantages"]) for answer in answers]
+    assert all(len(values) == 1 for values in found)
+    near(torch.tensor([values.pop() for values in found]), trl_grpo(rewards, weights, **options), 1e-5)
 
 
 @pytest.mark.parametrize("rewards", REWARDS)

@@ -158,6 +158,68 @@ def test_the_right_answer_of_the_data_stays_the_reference(sequenced):
     assert all(row["reference"] in said for row in prepared.dataset("eval"))
 
 
+@pytest.fixture
+def apart(sequenced, tmp_path, monkeypatch):
+    """The run, with an empty cache: its answers are to be written again."""
+    from tunekit.runs.layout import RunFolder
+
+    def build(cached):
+        if not cached:
+            monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+        return RunFolder(Path(sequenced.run_dir))
+
+    return build
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_an_evaluation_has_the_rows_that_the_run_held_out(cached, sequenced, apart):
+    """The teacher's answers; without the cache they are written again, and not taken for another data set's."""
+    from tunekit.core.progress import Silent
+    from tunekit.exam import rows
+
+    wanted = {tuple(row["input_ids"]) for row in prepared_of(sequenced)[1].dataset("eval")}
+    found = rows.held_out(apart(cached), Silent())
+    assert {item.input_ids for item in found} == wanted and len(wanted) == 5
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_the_training_texts_are_the_teachers_answers(cached, sequenced, apart):
+    """And not those of the data, which nobody has learnt."""
+    from tunekit.exam import rows
+
+    inputs, prepared = prepared_of(sequenced)
+    lines = [json.loads(line) for line in Path(sequenced.recipe.data.train[0].path).read_text().splitlines()]
+    right = {row["messages"][-1]["content"] for row in lines}
+    written = {
+        inputs.tokenizer.decode(row["input_ids"][row["prompt_tokens"] :], skip_special_tokens=True)
+        for row in prepared.dataset("train")
+    }
+    texts = {text for text, _ in rows.training_texts(apart(cached), (), Path())}
+    assert written <= texts and len(written) > 5
+    asked = {turn["content"] for row in lines for turn in row["messages"][:-1]}
+    assert not (right - written - asked) & texts
+    held = {row["prompt"] for row in prepared.dataset("eval")}
+    assert held and not held & texts
+
+
+def test_another_model_reads_the_teachers_answers_too(sequenced, apart):
+    """With the data's own right answers as what is right."""
+    from transformers import AutoTokenizer
+
+    from tunekit.core.progress import Silent
+    from tunekit.exam import rows
+
+    run = apart(cached=True)
+    held = rows.held_out(run, Silent())
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    tally = rows.Tally()
+    found = rows.held_out_for(run, held, rows.fitter_of(tokenizer), tally, answers=True)
+    for one, other in zip(held, found, strict=True):
+        said = [tokenizer.decode(item.input_ids[len(item.prompt_ids) :], skip_special_tokens=True).strip()
+                for item in (one, other)]  # fmt: skip
+        assert said[0] == said[1] and one.reference == other.reference != said[0]
+
+
 def test_answers_are_written_once_for_a_teacher(sequenced, monkeypatch, tmp_path):
     from tunekit.rl import teacher_answers
 

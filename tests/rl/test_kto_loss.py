@@ -8,27 +8,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tunekit.rl.kto_loss import kto_loss, reference_point
+from tunekit.rl.kto_loss import kto_loss
 
 
 def test_by_hand():
-    # beta 0.5, z0 = mean(3 - 1, 1 - 2) = 0.5
+    # beta 0.5, z0 = 0.5
     # good: ratio -1 - -3 = 2, sigmoid(-0.5 (2 - 0.5)) = sigmoid(-0.75) = 0.3208213
     # bad:  ratio -4 - -2 = -2, 2 x sigmoid(0.5 (-2 - 0.5)) = 2 sigmoid(-1.25) = 2 x 0.2227001 = 0.4454003
-    z0 = reference_point(torch.tensor([3.0, 1.0]), torch.tensor([1.0, 2.0]))
-    assert z0.item() == 0.5
     ratios, good = torch.tensor([2.0, -2.0]), torch.tensor([True, False])
-    found = kto_loss(ratios, good, beta=0.5, z0=z0, undesirable=2.0)
+    found = kto_loss(ratios, good, beta=0.5, z0=0.5, undesirable=2.0)
     assert found.tolist() == pytest.approx([0.3208213, 0.4454003], abs=1e-6)
     # without a reference point: sigmoid(-1) = 0.2689414 and sigmoid(-1) = 0.2689414
     found = kto_loss(ratios, good, beta=0.5, kind="apo_zero_unpaired")
     assert found.tolist() == pytest.approx([0.2689414] * 2, abs=1e-6)
-
-
-def test_the_reference_point_is_never_below_zero_and_has_no_gradient():
-    logps = torch.tensor([-9.0, -8.0], requires_grad=True)
-    point = reference_point(logps, torch.tensor([-1.0, -1.0]))
-    assert point.item() == 0 and not point.requires_grad
 
 
 def test_kto_without_a_reference_point_is_a_mistake():
@@ -67,7 +59,7 @@ def test_as_trl(kind, goods, shift):
     reference, good = -3 * torch.rand(5) * mask.sum(1), torch.tensor(goods, dtype=torch.bool)
     mismatched, other = torch.randn(5) + shift, torch.randn(5)
     theirs = trl_loss(kind, logps, mask, reference, good, mismatched, other)
-    ratios, z0 = (logps * mask).sum(1) - reference, reference_point(mismatched, other) if kind == "kto" else None
+    ratios, z0 = (logps * mask).sum(1) - reference, (mismatched - other).mean().clamp(min=0) if kind == "kto" else None
     ours = kto_loss(ratios, good, beta=0.3, z0=z0, kind=kind, desirable=1.3, undesirable=0.7).mean()
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
     torch.testing.assert_close(*(torch.autograd.grad(x, logps)[0] for x in (ours, theirs)), atol=1e-6, rtol=1e-5)

@@ -38,6 +38,15 @@ def is_text(completions):
 '''
 
 
+FAR = '''
+def huge(completions):
+    return [1.0] * (len(completions) - 1) + [1e39]
+
+def large(completions):
+    return [1.0] * (len(completions) - 1) + [1e38]
+'''
+
+
 @pytest.fixture
 def prompts(tmp_path):
     path = policies.write_prompts(tmp_path / "rows", 8)
@@ -90,6 +99,25 @@ def test_a_reward_function_that_fails_in_the_middle_of_a_run(function, planned, 
     assert not [path for path in folder.rglob(".*") if path.is_file()]
 
 
+BEYOND = {"huge": ("1e+39", {}), "large": ("1e+38, times its weight -10,", {"weight": -10.0})}
+
+
+@pytest.mark.parametrize("function", BEYOND)
+def test_a_reward_that_no_float32_holds_is_refused_by_name_with_its_sample(function, planned, run_plan, prompts):
+    """In the place of an infinite advantage; another reward beside it is not blamed."""
+    value, more = BEYOND[function]
+    (prompts.parent / "far.py").write_text(FAR, encoding="utf-8")
+    reward = [{"kind": "ended"}, {"function": f"{prompts.parent / 'far.py'}:{function}", **more}]
+    plan = planned(reward=reward, train__max_steps=1)
+    with pytest.raises(UserError) as caught:
+        run_plan(plan)
+    (problem,) = caught.value.problems
+    assert problem.what.startswith(f"reward '{function}': {value} for the answer '")
+    assert problem.where.startswith(f"{prompts}:") and "3.4e+38, the largest float32" in problem.fix
+    assert record_of(plan)["exit_code"] == 2
+    assert run_plan(planned(reward=[reward[1] | {"weight": 1e-9}], train__max_steps=1)).status == "done"
+
+
 def refused(plan, kind=UserError):
     """What claiming a run says; nothing was made."""
     from tunekit.train.pipeline import claim
@@ -98,6 +126,54 @@ def refused(plan, kind=UserError):
         claim(plan)
     assert not Path(plan.run_dir).exists()
     return str(caught.value)
+
+
+UNUSED = {
+    "clips of sapo": ("grpo", {"loss": "sapo", "clip_low": 0.2, "clip_high": 0.2}, "clip_low clip_high"),
+    "clip_low of cispo": ("grpo", {"loss": "cispo", "clip_low": 0.2, "clip_high": 4.0}, "clip_low"),
+    "delta of cispo": ("grpo", {"loss": "cispo", "delta": 1.5}, "delta"),
+    "kl without a price": ("grpo", {"kl": "k3"}, "kl"),
+    "kl without a price of rloo": ("rloo", {"kl": "k1", "beta": 0}, "kl"),
+    "reference without a price": ("grpo", {"reference": "initial"}, "reference"),
+    "target_kl of one step": ("grpo", {"target_kl": 0.1}, "target_kl"),
+    "scale of rewards by themselves": ("grpo", {"aggregation": "normalize_then_sum", "scale": "group"}, "scale"),
+    "penalty beside rewards by themselves": (
+        "grpo", {"aggregation": "normalize_then_sum", "missing_end_penalty": 0.5}, "missing_end_penalty"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNUSED)
+def test_what_nothing_would_go_by_is_refused(case, planned):
+    from tunekit.train.pipeline import claim
+
+    method, block, keys = UNUSED[case]
+    with pytest.raises(UserError) as caught:
+        claim(planned("late", method=method, block=block))
+    assert [problem.where for problem in caught.value.problems] == [f"{method}.{key}" for key in keys.split()]
+    assert [problem.fix for problem in caught.value.problems] == [f"leave {key} out" for key in keys.split()]
+    assert all("means nothing to" in problem.what for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("method", "block"),
+    [
+        ("grpo", {"loss": "sapo"}),
+        ("grpo", {"loss": "cispo", "clip_high": 4.0}),
+        ("grpo", {"beta": 0.1, "kl": "k1", "reference": "base", "clip_low": 0.1, "delta": 2.0}),
+        ("grpo", {"passes": 2, "target_kl": 0.1}),
+        ("rloo", {"rollout_steps": 2, "target_kl": 0.1, "kl": "k2", "reference": "initial"}),
+        ("grpo", {"aggregation": "normalize_then_sum"}),
+    ],
+)
+def test_defaults_and_what_something_goes_by_are_not(method, block, planned):
+    from tunekit.plan.plan import Plan
+    from tunekit.train.pipeline import claim
+
+    plan = claim(planned("late", method=method, block=block))
+    path = Path(plan.run_dir) / "plan.json"
+    plan.save(path)  # every key stands in it
+    assert Plan.load(path).recipe == plan.recipe
 
 
 def test_rewards_that_cannot_be_had_are_refused_before_anything_is_made(planned, prompts, tmp_path):
@@ -127,8 +203,28 @@ def test_prompts_without_the_right_answer_that_a_reward_needs(kind, planned, run
         run_plan(plan)
     problems = caught.value.problems
     assert [problem.where for problem in problems] == [f"{prompts}:8"], problems
-    assert kind in problems[0].what and record_of(plan)["status"] == "failed"
-    assert not (Path(plan.run_dir) / "metrics.jsonl").exists()
+    assert kind in problems[0].what
+    assert not Path(plan.run_dir).exists()  # refused before the first step: nothing to go on with
+
+
+def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder(planned, prompts):
+    """In the first window too; and of nothing that is gone is it said how it goes on."""
+    from tunekit.core.progress import Silent
+    from tunekit.train.pipeline import Job, claim, run
+
+    class Heard(Silent):
+        said = ()
+
+        def say(self, text):
+            self.said += (text,)
+
+    (prompts.parent / "at_once.py").write_text("def f(completions):\n    return 1 / 0\n", encoding="utf-8")
+    plan = claim(planned(reward=[{"function": f"{prompts.parent / 'at_once.py'}:f"}], train__max_steps=2))
+    screen = Heard()
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        run(Job(plan, "method: grpo\n"), screen)
+    assert not Path(plan.run_dir).exists()
+    assert not [text for text in screen.said if "tunekit runs show" in text or "resume" in text]
 
 
 def test_a_prompt_that_is_too_long_is_dropped_and_told(planned, run_plan, prompts, write_rows):

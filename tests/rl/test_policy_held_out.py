@@ -74,6 +74,10 @@ class Ranks:
         self.told.append(value)
         return list(self.told)
 
+    def sum(self, values):
+        assert values == [False]  # nobody was asked to stop
+        return values
+
 
 @pytest.mark.parametrize("world", [2, 4, 7])
 def test_an_evaluation_does_not_depend_on_the_number_of_processes(world, planned, ready_of):
@@ -147,3 +151,34 @@ def test_the_finished_model_has_no_head_of_values(planned, run_plan, sharp):
             assert names == load_file(Path(sharp) / "model.safetensors").keys()
         best = sorted((Path(plan.run_dir) / "checkpoints").iterdir())[-1]
         assert set(load_file(best / "values.safetensors")) == {"weight", "bias"}
+
+
+def test_in_bf16_the_rewards_while_training_are_those_of_the_table(planned, run_plan):
+    """Both are of the weights as they are, whatever the precision of training."""
+    plan = planned(train__precision="bf16", eval__every=1, block={"max_new_tokens": 24})
+    record = run_plan(plan)
+    (task,) = (task for task in record.evaluation.tasks if task.metric == "reward")
+    lines = [json.loads(line) for line in (Path(plan.run_dir) / "metrics.jsonl").read_text().splitlines()]
+    assert task.tuned.value == [line["eval_reward"] for line in lines if "eval_reward" in line][-1]
+
+
+def test_without_mixed_precision_is_for_a_while_and_leaves_training_as_it_was(planned, ready_of):
+    """In the wrapper of accelerate the logits are rounded to bf16: that is what the evaluation steps out of."""
+    import torch
+
+    from tunekit.rl.held_out import without_mixed_precision
+
+    _, trainer = ready_of(planned(train__precision="bf16", train__max_steps=1))
+    trainer.train()
+    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    ids = torch.tensor([trainer.eval_dataset[0]["input_ids"]])
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        with without_mixed_precision(model):
+            inside = model(input_ids=ids).logits
+        after = model(input_ids=ids).logits
+        assert torch.equal(before, after) and not torch.equal(before, inside)
+        for_good = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        assert torch.equal(for_good(input_ids=ids).logits, inside)
+        with without_mixed_precision(for_good):  # and where there is no wrapper nothing happens
+            assert torch.equal(for_good(input_ids=ids).logits, inside)

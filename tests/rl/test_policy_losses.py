@@ -12,12 +12,9 @@ from tunekit.rl.advantages import kl_estimate
 from tunekit.rl.policy_losses import (
     PolicyOptions,
     StepTotals,
-    approx_kl,
     entropy_bonus,
     explained_variance,
-    length_desensitized,
     policy_loss,
-    ppo_clip,
     token_weights,
     value_loss,
 )
@@ -39,9 +36,10 @@ def test_ppo_by_hand():
     ratios = torch.tensor([[1.5, 0.5, 1.0], [1.1, 0.5, 1.0]])
     logps = (old + ratios.log()).requires_grad_()
     mask = torch.tensor([[1, 1, 0], [1, 1, 0]]).bool()
-    loss, clipped = ppo_clip(logps, old, torch.tensor([1.0, -2.0]), mask)
+    found = policy_loss(logps, old, torch.tensor([1.0, -2.0]), mask, PolicyOptions())
+    loss = found.tokens
     near(loss.detach(), [[-1.2, -0.5, 0], [2.2, 1.6, 0]])
-    assert clipped.item() == 0.5
+    assert found.clipped.tolist() == [[True, False, False], [False, True, False]]
     # the gradient is -advantage x ratio, 0 where clipped
     near(torch.autograd.grad(loss.sum(), logps)[0].nan_to_num(0.0), [[0, -0.5, 0], [2.2, 0, 0]])
 
@@ -65,12 +63,6 @@ def test_explained_variance_by_hand():
     values, returns = torch.tensor([1.0, 2.0, 2.7, NAN]), torch.tensor([1.0, 2.0, 3.0, 9.0])
     assert explained_variance(values, returns, mask) == pytest.approx(0.97)
     assert explained_variance(values, torch.ones(4), mask) != explained_variance(values, torch.ones(4), mask)  # nan
-
-
-def test_approximate_kl_by_hand():
-    # log ratios 0.5 and -0.5: exp(0.5) - 1 - 0.5 = 0.1487213, exp(-0.5) - 1 + 0.5 = 0.1065307; mean 0.1276260
-    logps, old = torch.tensor([[-1.0, -2.0, NAN]]), torch.tensor([[-1.5, -1.5, 0.0]])
-    near(approx_kl(logps, old, torch.tensor([[True, True, False]])), 0.1276260)
 
 
 def test_an_entropy_without_gradient_still_pulls_the_right_way():
@@ -107,7 +99,7 @@ def trl_grpo(kind, parts, logps, old, advantages, reference, options, beta):
             current_gradient_accumulation_steps=len(parts), use_vllm=False, _entropy_bonus_enabled=False,
             _metrics=defaultdict(lambda: defaultdict(list)),
             args=SimpleNamespace(
-                delta=options.cap, sapo_temperature_pos=options.warm, sapo_temperature_neg=options.cold,
+                delta=options.cap, sapo_temperature_pos=1.0, sapo_temperature_neg=1.05,
                 steps_per_generation=2 * len(parts), use_bias_correction_kl=False,
             ),
             _get_per_token_logps_and_entropies=lambda *_, part=part, **__: (logps[part], torch.zeros(1, 7), None),
@@ -200,29 +192,3 @@ def test_an_answer_without_tokens_costs_nothing():
         found = policy_loss(logps, torch.zeros(2, 3), torch.ones(2), mask, options)
         loss = (found.tokens * token_weights("grpo", mask.sum(1), StepTotals(2, 2))[:, None]).sum()
         assert loss.item() == -0.5 and torch.autograd.grad(loss, logps)[0].isfinite().all()
-
-
-def test_long_answers_by_hand():
-    # pair 0: lengths 3 and 2, so the third token counts half: 1 + 2 + 0.5 x 4 = 5 and 8 + 16 = 24
-    # pair 1: lengths 1 and 2: 32 and 64 + 0.5 x 128 = 128. Owners may come mixed; what is not trained is left out
-    logps = torch.tensor([8.0, 1, 2, 999, 4, 16, 64, 32, 128])
-    owner = torch.tensor([1, 0, 0, 1, 0, 1, 3, 2, 3])
-    found = length_desensitized(logps, owner, logps != 999, 4, 0.5)
-    near(found, [5, 24, 32, 128])
-
-
-@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_long_answers_as_trl(alpha):
-    from test_pair_losses import MASK, PairLogps, PairOptions, trl_dpo
-
-    from tunekit.rl.pair_losses import PAIR_LOSSES
-
-    torch.manual_seed(8)
-    logps, reference = (-torch.rand(8, 7)).requires_grad_(), -torch.rand(8)
-    theirs = trl_dpo(logps, reference, ["sigmoid"], [1.0], PairOptions(), ld_alpha=alpha)
-    rows = torch.arange(4).repeat(2) * 2 + torch.arange(2).repeat_interleave(4)  # better answers first in TRL's batch
-    sums = length_desensitized(logps.flatten(), rows.repeat_interleave(7), MASK.flatten() > 0, 8, alpha)
-    counts = MASK.sum(1).chunk(2)
-    ours = PAIR_LOSSES["sigmoid"](PairLogps(sums[::2], sums[1::2], *counts, *reference.chunk(2)), PairOptions()).mean()
-    near(ours, theirs.item())
-    near(torch.autograd.grad(ours, logps)[0], torch.autograd.grad(theirs, logps)[0])

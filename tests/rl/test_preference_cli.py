@@ -60,6 +60,16 @@ SETS = {
     "unknown in a mix": (["dpo.loss={sigmod: 1.0}"], "each with a weight above 0", "did you mean 'sigmoid'?"),
     "smoothing": (["dpo.loss=hinge", "dpo.label_smoothing=0.1"], "label_smoothing means nothing to the loss hinge",
                   "leave label_smoothing out"),
+    "its default": (["dpo.loss=nca_pair", "dpo.label_smoothing=0.0"], "dpo.label_smoothing", "the loss nca_pair"),
+    "alpha": (["dpo.alpha=0.5"], "alpha means nothing to the divergence reverse_kl", "dpo.alpha"),
+    "alpha of a loss": (["dpo.loss=apo_zero", "dpo.alpha=0.5"], "alpha means nothing to the loss apo_zero",
+                        "dpo.alpha"),
+    "tau": (["dpo.tau=0.1"], "tau means nothing to the loss sigmoid", "leave tau out"),
+    "no reference": (["dpo.loss={sft: 1.0}", "dpo.reference=initial"], "reference means nothing to the loss sft",
+                     "leave reference out"),
+    "tails": (["dpo.loss={sft: 1.0}", "dpo.ld_alpha=0.5"], "ld_alpha means nothing to the loss sft", "dpo.ld_alpha"),
+    "weighting": (["dpo.loss={sigmoid: 1.0, aot: 1.0}", "dpo.use_weighting=true"], "without use_weighting", "(aot)"),
+    "exo": (["dpo.loss=exo_pair"], "exo_pair has a label_smoothing above 0", "0.001"),
     "beta": (["dpo.beta=0"], "dpo.beta", ""),
     "no weight": (["dpo.loss={sigmoid: 0}"], "each with a weight above 0", ""),
 }  # fmt: skip
@@ -72,6 +82,22 @@ def test_a_wrong_recipe_is_refused(case, run, tmp_path):
     assert done.exit_code == 2, done.output
     assert what in done.output and fix in done.output and "Traceback" not in done.output
     assert not (tmp_path / "run").exists()
+
+
+def test_what_cpo_does_not_go_by_is_refused(run, tmp_path):
+    (tmp_path / "cpo.yaml").write_text(RECIPE.format(method="cpo"))
+    done = run("cpo", "cpo.loss=hinge", "cpo.label_smoothing=0.1")
+    assert done.exit_code == 2, done.output
+    assert "label_smoothing means nothing to the loss hinge" in done.output and "cpo.label_smoothing" in done.output
+    assert "leave label_smoothing out" in done.output and not (tmp_path / "run").exists()
+    assert run("cpo", "cpo.label_smoothing=0.1").exit_code == 0
+
+
+def test_several_that_mean_nothing_are_told_at_once_and_defaults_are_not(run):
+    done = run("dpo", "dpo.loss={sft: 1.0}", "dpo.beta=0.2", "dpo.tau=0.1", "dpo.divergence=js")
+    assert done.exit_code == 2, done.output
+    told = [name for name in ("beta", "tau", "divergence", "alpha", "margin") if f"dpo.{name}\n" in done.output]
+    assert told == ["beta", "tau", "divergence"]
 
 
 ROWS = {

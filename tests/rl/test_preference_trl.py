@@ -88,6 +88,14 @@ LOSSES = {
     "js": ({"divergence": "js"}, {"f_divergence_type": "js_divergence"}),
     "mix": ({"loss": {"sigmoid": 0.8, "bco_pair": 0.5, "sft": 1.5}},
             {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.5, 1.5]}),
+    "ld": ({"ld_alpha": 0.3}, {"ld_alpha": 0.3}),
+    "ld 0 ipo": ({"ld_alpha": 0.0, "loss": "ipo"}, {"ld_alpha": 0.0, "loss_type": ["ipo"]}),
+    "ld mix": ({"ld_alpha": 0.5, "loss": {"hinge": 0.7, "sft": 1.5}},
+               {"ld_alpha": 0.5, "loss_type": ["hinge", "sft"], "loss_weights": [0.7, 1.5]}),
+    "wpo": ({"use_weighting": True}, {"use_weighting": True}),
+    "wpo ld": ({"use_weighting": True, "ld_alpha": 0.5, "loss": {"sigmoid": 1.0, "nca_pair": 0.5}},
+               {"use_weighting": True, "ld_alpha": 0.5, "loss_type": ["sigmoid", "nca_pair"],
+                "loss_weights": [1.0, 0.5]}),
 }  # fmt: skip
 
 
@@ -101,6 +109,61 @@ def test_dpo_is_trls(loss, adapter, preference_plan, ready_of, tmp_path, note):
     found = steps(trainer), steps(dpo_of(plan, rows, tmp_path, **theirs))
     note(f"dpo {loss} {adapter}: tunekit, TRL {found}")
     same(*found)
+
+
+def first_gradients(trainer):
+    """Of each trained parameter in the first step, before the gradients are clipped."""
+    from transformers import TrainerCallback
+
+    found = {}
+
+    class Seen(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+            if not found:
+                found.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+    trainer.args.max_grad_norm = 0.0
+    trainer.add_callback(Seen())
+    trainer.train()
+    return found
+
+
+@pytest.mark.parametrize("loss", ["ld mix", "wpo ld"])
+def test_gradients_of_weighted_tokens_and_pairs_are_trls(loss, preference_plan, ready_of, tmp_path):
+    """Every number of the gradient; the rows' answers differ in length, and TRL's batch is one, ours four."""
+    ours, theirs = LOSSES[loss]
+    options = {f"dpo__{name}": value for name, value in ours.items()}
+    plan = preference_plan("dpo", 8, train__micro_batch_size=2, **options)
+    session, trainer = ready_of(plan)
+    rows = pair_rows(session.prepared.dataset("train"))
+    mine = first_gradients(trainer)
+    other = first_gradients(dpo_of(plan, rows, tmp_path, **theirs))
+    assert mine.keys() == other.keys() and len(mine) > 10
+    size = max(float(value.abs().max()) for value in other.values())
+    for name, value in other.items():
+        assert float((mine[name] - value).abs().max()) < 1e-5 * size, name
+    plain = first_gradients(ready_of(preference_plan("dpo", 8, dpo__loss=plan.recipe.options.loss))[1])
+    assert max(float((plain[name] - value).abs().max()) for name, value in other.items()) > 1e-2 * size
+
+
+def test_how_likely_answers_are_by_hand(preference_plan, ready_of):
+    """The same from logits that the model makes itself, as it does where its head is adapted."""
+    import torch
+
+    from tunekit.rl.pairs import likeliness
+
+    _, trainer = ready_of(preference_plan("dpo", 5, dpo__use_weighting=True))
+    inputs = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[at] for at in range(5)]))
+    groups = trainer.groups_of(trainer.model, inputs)
+    found = likeliness(trainer.head, groups)
+    chances = trainer.head.head(groups.hidden).double().softmax(-1)
+    right = chances[torch.arange(len(chances)), inputs["targets"]] / chances.square().sum(-1)
+    for answer in range(10):
+        own = right[inputs["owner"] == answer]
+        assert float(found[answer]) == pytest.approx(float(own.prod() ** (1 / len(own))), rel=1e-5)
+    trainer.head.tail = None
+    again = likeliness(trainer.head, trainer.groups_of(trainer.model, inputs))
+    torch.testing.assert_close(found, again, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)

@@ -114,11 +114,43 @@ def test_what_shapes_the_values_gives_another_key(preference_plan, ready_of, sta
         "the same weights, another factor": {"adapter": started("scaled", lora_alpha=32)},
         "the base in full": BASE,
         "another base in full": BASE | {"train__seed": 7},
+        "tails that count half": {"dpo__ld_alpha": 0.5},
+        "tails that count little": {"dpo__ld_alpha": 0.1},
     }
     for name, sets in plans.items():
         before = len(computed)
         ready_of(preference_plan("dpo", **sets))
         assert len(computed) == before + 1, name
+
+
+def test_a_loss_without_a_reference_computes_none(preference_plan, ready_of, kept, computed):
+    trainer = ready_of(preference_plan("dpo", dpo__loss={"sft": 1.0}, data__eval={"count": 3}))[1]
+    assert not computed and not kept.exists()
+    assert not {"reference_logps"} & {*trainer.train_dataset.column_names, *trainer.eval_dataset.column_names}
+    trainer.train()
+    ready_of(preference_plan("dpo", dpo__loss={"sft": 1.0, "nca_pair": 0.1}))
+    assert computed == [11]
+
+
+def test_another_model_counts_tails_as_the_policy_does(preference_plan, ready_of, kept, tmp_path):
+    """Its values are linear in the weight of the tokens beyond the shorter answer's length."""
+    other = preference_plan("dpo", train__seed=7)
+    session, trainer = ready_of(other)
+    trainer.model.save_pretrained(tmp_path / "other")
+    session.inputs.tokenizer.save_pretrained(tmp_path / "other")
+    found = {
+        weight: ready_of(preference_plan("dpo", dpo__reference=str(tmp_path / "other"), dpo__ld_alpha=weight))[1]
+        for weight in (0.0, 0.25, 1.0)
+    }
+    none, some, whole = ([row["reference_logps"] for row in one.train_dataset] for one in found.values())
+    assert whole[0] == pytest.approx(plainly(trainer, trainer.train_dataset[0]), rel=1e-5)
+    differ = 0
+    for row, (low, middle, high) in zip(trainer.train_dataset, zip(none, some, whole, strict=True), strict=True):
+        assert middle == pytest.approx([0.75 * one + 0.25 * other for one, other in zip(low, high, strict=True)])
+        longer = [size > min(row["branches"]) for size in row["branches"]]
+        assert [one != other for one, other in zip(low, high, strict=True)] == longer
+        differ += any(longer)
+    assert differ > 5
 
 
 def test_mismatched_answers_of_kto_are_part_of_the_key(

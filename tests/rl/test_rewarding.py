@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tunekit.core.errors import DataError, UserError
-from tunekit.rl.rewarding import Rewarder, Scored
+from tunekit.rl.rewarding import Rewarder
 
 # ---- the recipe
 
@@ -89,8 +89,43 @@ def test_no_reward_at_all_is_refused():
 
     from tunekit.rl.rewarding import RewardsField
 
-    with pytest.raises(ValidationError, match="too_short"):
+    with pytest.raises(ValidationError, match="a list of one block or more"):
         TypeAdapter(RewardsField).validate_json("[]")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "fix"),
+    [
+        ("null", "a list of one block or more", "for example `reward: [{kind: exact_match}]`"),
+        ("[]", "a list of one block or more", "for example `reward: [{kind: exact_match}]`"),
+        ('"exact_match"', "a list of blocks", "write `reward: [{kind: exact_match}]`"),
+        ('"numeric_anwser"', "a list of blocks", "write `reward: [{kind: numeric_answer}]`"),
+        ('"regex"', "a list of blocks", "write `reward: [{kind: regex, pattern: ...}]`"),
+        ('"mine.py:polite"', "a list of blocks", "write `reward: [{function: 'mine.py:polite'}]`"),
+        ('{"kind": "ended"}', "a list of blocks", "put the block into a list"),
+        ('["ended"]', "a block of keys", "write `{kind: ended}`"),
+        ('[{"exact_match": {}}]', "a block with a `kind`", "write `{kind: exact_match}`, its keys beside it"),
+        ('[{"pattern": "a"}]', "a block with a `kind`", "add `kind: regex`"),
+        ('[{"weight": 1}]', "a block with a `kind`", "for example `reward: [{kind: exact_match}]`"),
+        ('[{"function": "a.py:f", "model": "m"}]', "a block with a `kind`", "make two blocks of it"),
+        ('[{"kind": "length"}]', "either with a `target`", "for example `{kind: length, max: 200}`"),
+        ('[{"kind": "length", "min": 5, "max": 4}]', "that is not above `max`", "exchange the two"),
+        ('[{"kind": "regex", "pattern": "("}]', "a regular expression (missing )", "for the text itself write \\("),
+        ('[{"function": "mine.py"}]', "path/to/file.py:name", "for example `function: mine.py:name_of_the_function`"),
+        ('[{"function": "mine:polite"}]', "path/to/file.py:name", "for example `function: mine.py:polite`"),
+        ('[{"kind": "ended", "name": "x"}, {"kind": "ended", "name": "x"}]', "names differ", "give each a `name`"),
+    ],
+)  # fmt: skip
+def test_what_is_no_list_of_rewards_is_refused_with_what_to_write(given, wanted, fix):
+    """The note of the validator's error is the fix; the words of both are the user's."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from tunekit.rl.rewarding import RewardsField
+
+    with pytest.raises(ValidationError) as caught:
+        TypeAdapter(RewardsField).validate_json(given)
+    error = caught.value.errors()[0]["ctx"]["error"]
+    assert wanted in str(error) and fix in error.__notes__[0]
 
 
 def test_blocks_without_a_name_are_told_apart(blocks):
@@ -121,14 +156,12 @@ def test_the_total_is_the_weighted_sum_and_what_does_not_apply_counts_nothing(bl
     assert scored.parts["regex"] == [1, 0, 1]
     assert scored.parts["ended"] == [0, -1, 0]
     assert scored.parts["odd"][0] == 7 and all(math.isnan(value) for value in scored.parts["odd"][1:])
-    assert scored.means() == {"regex": pytest.approx(2 / 3), "odd": 7.0, "ended": pytest.approx(-1 / 3)}
-    assert Scored([0.0], {"odd": [math.nan]}).means() == {}
 
 
 def test_no_answers_have_no_rewards(blocks, user_file, tmp_path):
     user_file("def f(completions):\n    return [1.0]\n")
     scored = Rewarder(blocks("{kind: numeric_answer}\n{function: 'mine.py:f'}"), tmp_path).score([])
-    assert scored.total == [] and scored.parts == {"numeric_answer": [], "f": []} and scored.means() == {}
+    assert scored.total == [] and scored.parts == {"numeric_answer": [], "f": []}
 
 
 def test_rows_without_a_right_answer_are_refused_with_their_place(blocks, answer):
@@ -138,11 +171,26 @@ def test_rows_without_a_right_answer_are_refused_with_their_place(blocks, answer
     assert [(p.where, p.what) for p in caught.value.problems] == [
         ("a.jsonl:2", "reward 'exact_match': the row has no right answer"),
         ("a.jsonl:2", "reward 'numeric_answer': the row has no right answer"),
-        ("a.jsonl:3", "reward 'numeric_answer': there is no number in the right answer 'seven'"),
+        ("a.jsonl:3", "reward 'numeric_answer': there is no number in the right answer: 'seven'"),
     ]
     with pytest.raises(DataError, match="no number"):
         rewarder.score([answer("7", reference="seven")])
     Rewarder(blocks("{kind: ended}")).check_rows([("", "a.jsonl:1")])
+
+
+def test_rows_with_the_same_fault_are_one_problem_with_their_number(blocks):
+    rewarder = Rewarder(blocks("{kind: exact_match}\n{kind: numeric_answer}"))
+    rows = [("", f"a.jsonl:{line}") for line in range(1, 1241)] + [("six", "b.jsonl:1"), ("seven", "b.jsonl:2")]
+    with pytest.raises(DataError) as caught:
+        rewarder.check_rows(rows)
+    first = "a.jsonl:1, a.jsonl:2, a.jsonl:3, a.jsonl:4, a.jsonl:5 and 1,235 more"
+    assert [(p.what, p.where) for p in caught.value.problems] == [
+        ("reward 'exact_match': the row has no right answer, in 1,240 rows", first),
+        ("reward 'numeric_answer': the row has no right answer, in 1,240 rows", first),
+        ("reward 'numeric_answer': there is no number in the right answer, in 2 rows (the first: 'six')",
+         "b.jsonl:1, b.jsonl:2"),
+    ]  # fmt: skip
+    assert all("columns: {reference: NAME}" in problem.fix for problem in caught.value.problems)
 
 
 # ---- a function of the user
@@ -280,8 +328,10 @@ def test_stops_and_want_of_memory_are_not_the_functions_fault(blocks, answer, us
     ("text", "words", "place", "fix"),
     [
         ("def scores(x): ...", "there is no function 'score' in this file", "mine.py", "did you mean 'scores'?"),
-        ("import math", "there is no function 'score'", "mine.py", "it has no functions"),
-        ("score = 3\ndef other(): ...", "there is no function 'score'", "mine.py", "known: other"),
+        ("from math import sqrt", "there is no function 'score'", "mine.py", "write one: `def score(completions):`"),
+        ("score = 3\ndef other(): ...", "'score' is no function, but of type int", "mine.py",
+         "functions in the file: other"),
+        ("score = 3\ndef scores(): ...", "'score' is no function", "mine.py", "did you mean 'scores'?"),
         ("async def score(completions): ...", "'score' is an async function", "mine.py", "name a plain function"),
         ("class score: ...", "'score' is a class", "mine.py", "name a plain function"),
         ("def score(completions, /): ...", "cannot be given by name", "mine.py", "take the `/` out"),
@@ -316,6 +366,18 @@ def test_missing_files_are_told_all_at_once_with_the_nearest_name(blocks, tmp_pa
     assert first.what == "there is no file 'my_reward.py'"
     assert first.fix == f"did you mean '{tmp_path / 'my_rewards.py'}'?"
     assert second.what == "there is no folder 'runs/rewrd'" and "looked for" in second.fix
+    assert "train a reward model with `tunekit reward`" in second.fix
+
+
+def test_what_has_no_place_of_its_own_is_told_with_its_blocks(blocks, user_file, tmp_path):
+    user_file("def f(completions:\n")
+    given = blocks("{kind: ended}\n{function: 'none/at/all.py:f'}\n{function: 'mine.py:f'}\n{model: 'runs/rewrd'}")
+    with pytest.raises(UserError) as caught:
+        Rewarder(given, tmp_path).check("grpo.reward")
+    assert [problem.where for problem in caught.value.problems] == [
+        "grpo.reward.1", f"{tmp_path / 'mine.py'}:1", "grpo.reward.3",
+    ]  # fmt: skip
+    assert "def f(completions, **columns):" in caught.value.problems[0].fix
 
 
 def test_a_column_that_a_function_asks_for_and_the_row_lacks(blocks, answer, user_file, tmp_path):

@@ -18,8 +18,8 @@ TRAINING = {
 }  # fmt: skip
 LINES = {
     "rl": (RL, "step 12/200  loss 0.01230  reward 0.5000  KL 2.500  answer 87 tokens  1.23k tok/s"),
-    "pairs": (PAIRS, "step 12/200  loss 0.01230  accuracy 75.0 %  margin 1.500  1.23k tok/s"),
-    "judged": (JUDGED, "step 12/200  loss 0.01230  margin 1.750  KL -4.000  1.23k tok/s"),
+    "pairs": (PAIRS, "step 12/200  loss 0.01230  reward accuracy 75.0 %  reward margin 1.500  1.23k tok/s"),
+    "judged": (JUDGED, "step 12/200  loss 0.01230  reward margin 1.750  KL -4.000  1.23k tok/s"),
     "judged, only good ones": ({"reward_good": 1.0, "kl": 0.5}, "step 12/200  loss 0.01230  KL 0.5000  1.23k tok/s"),
 }
 

@@ -234,6 +234,53 @@ def test_a_run_that_did_not_measure_its_device_names_no_mfu(tmp_path):
     assert "MFU" not in write_report(folder).read_text().partition("<main>")[2].partition("small-charts")[0]
 
 
+def test_one_row_has_a_value_and_no_interval(tmp_path):
+    """As KTO has with one held-out row; the report too says nothing of bounds that are not known."""
+    unknown = {"low": float("nan"), "high": float("nan")}
+    task = EVALUATION["tasks"][1] | {
+        "n": 1,
+        "base": {"value": 8.0} | unknown,
+        "tuned": {"value": 7.5} | unknown,
+        "difference": {"value": -0.5, "p_value": float("nan")} | unknown,
+        "verdict": "no detectable difference",
+    }
+    folder = make_run(tmp_path / "x", evaluation={"tasks": [task]})
+    record = read_record(folder)
+    assert headline(record).details == ("Perplexity: no detectable difference (1 example).",)
+    text = plain_summary(record, folder)
+    assert "8.000" in text and "7.500" in text and "-0.5000" in text and "nan" not in text
+    assert ">nan" not in write_report(folder).read_text().partition("<main>")[2]
+
+
+def test_the_base_is_named_where_it_is_a_policy_that_had_learnt_before(tmp_path):
+    """`base` is the started adapter's policy for methods that go on from it; sft's stays the model itself."""
+    task = EVALUATION["tasks"][0]
+    for method, said in (("dpo", True), ("sft", False)):
+        folder = make_run(tmp_path / method, evaluation={"tasks": [task]})
+        folder.plan.write_text(plan_with_start(method), encoding="utf-8")
+        record = read_record(folder)
+        words = "Base: the policy as it began, with the adapter runs/support-sft."
+        assert (words in " ".join(plain_summary(record, folder).split())) is said
+        assert (words in write_report(folder).read_text()) is said
+    folder.plan.write_text("{}", encoding="utf-8")  # of another version: the run is shown all the same
+    assert "Base:" not in plain_summary(record, folder)
+
+
+def plan_with_start(method):
+    """A plan of a run that goes on from an adapter."""
+    from tunekit.plan.hardware import Hardware
+    from tunekit.plan.resolve import resolve
+    from tunekit.recipe.document import parse
+    from tunekit.recipe.load import check
+
+    text = (
+        f"method: {method}\nmodel: {{name: builtin:tiny}}\ndata: {{train: [{{path: builtin:preferences}}]}}\n"
+        "adapter: {kind: lora, start: runs/support-sft}\ntrain: {precision: fp32}\n"
+    )
+    machine = Hardware(cpu="x", cores=1, memory=1 << 33, cpu_bf16=False)
+    return resolve(check(parse(text, "recipe.yaml")), Path("recipe.yaml"), machine, "runs/x").model_dump_json()
+
+
 def test_bounds_that_are_not_known_do_not_change_the_unit(tmp_path):
     unknown = {"value": 0.5, "low": float("nan"), "high": float("nan")}
     task = EVALUATION["tasks"][0] | {
@@ -243,5 +290,5 @@ def test_bounds_that_are_not_known_do_not_change_the_unit(tmp_path):
     }
     folder = make_run(tmp_path / "x", evaluation={"tasks": [task]})
     text = plain_summary(read_record(folder), folder)
-    assert "50.0 %" in text and "nan–nan" in text and "p =" not in text
+    assert "50.0 %" in text and "+50.0" in text and "nan" not in text and "p =" not in text
     assert "50.0 %" in write_report(folder).read_text()

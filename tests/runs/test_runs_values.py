@@ -34,7 +34,7 @@ def islands_of(source):
         (
             PAIRS,
             None,
-            ["Preference accuracy", "Reward margin", "Worth of chosen and rejected answers",
+            ["Reward accuracy", "Reward margin", "Worth of chosen and rejected answers",
              "Log-probability of the answers"],
         ),
         (
@@ -155,7 +155,7 @@ def shown(parts, width=80):
 LAST = """\
 last values                  training, step 4  held-out, step 4
 ───────────────────────────────────────────────────────────────
-preference accuracy                    75.0 %            75.0 %
+reward accuracy                        75.0 %            75.0 %
 reward margin                           1.500             1.500
 worth of chosen                        0.5000            0.5000
 worth of rejected                      -1.000               nan

@@ -60,7 +60,7 @@ def quantize(
 
     Example: [bold]tunekit quantize quantize.yaml --set seed=1[/bold]
     """
-    with guard(json=json, debug=debug), stoppable():
+    with guard(json=json, debug=debug), stoppable("kinds that were finished stay, nothing else was written"):
         if listed:
             _list(json=json)
             return

@@ -92,6 +92,7 @@ def plan(recipe: RecipePath, overrides: Overrides = None, json: Json = False, de
     Example: [bold]tunekit plan recipe.yaml --set data.max_length=512[/bold]
     """
     with guard(json=json, debug=debug):
+        from tunekit.recipe.kinds import material_of
         from tunekit.runs.screen import make_screen
 
         checked = read_recipe(recipe, None, overrides)
@@ -100,18 +101,20 @@ def plan(recipe: RecipePath, overrides: Overrides = None, json: Json = False, de
             resolved = make_plan(checked, recipe)
         import tempfile
 
-        from tunekit.train.inputs import Inputs, planned_steps
-        from tunekit.train.pipeline import say_ledger
+        from tunekit.train.inputs import Inputs, planned_steps, said_of_rows
 
         inputs = Inputs(checked, recipe.parent)
         inputs.look()
         with tempfile.TemporaryDirectory() as folder:
             prepared = inputs.prepare(screen, Path(folder))
             facts = prepared.facts
+            if material_of(checked) == "judged" and (rows := prepared.dataset("train")) is not None:
+                facts |= {"good": sum(score > 0.5 for score in rows["score"])}
         if json:
             typer.echo(jsonlib.dumps({"plan": resolved.model_dump(mode="json"), "data": facts}, ensure_ascii=False))
             return
-        say_ledger(facts, screen)
+        for line in said_of_rows(facts, material_of(checked)):
+            screen.say(line)
         for name, value in describe(resolved, facts, planned_steps(resolved, facts)):
             typer.echo(f"  {name:<22} {value}")
 
@@ -125,18 +128,15 @@ def describe(plan: Plan, facts: dict[str, Any], steps: int) -> list[tuple[str, s
         ", ".join(gpu.name for gpu in hardware.gpus)
         or f"{hardware.cpu}, {hardware.cores} cores, {plan.threads} threads a process"
     )
-    filled = f", packed {facts['filled']:.1%} full" if facts["filled"] else ""
-    to_train = f"{facts['examples']:,} to train ({facts['tokens']:,} tokens{filled})"
-    if recipe.data.streaming:
-        to_train = "a stream to train on"
     split = f"{plan.processes} process(es) x {plan.micro_batch_size} x {plan.accumulation} accumulated"
     return [
         ("method", f"{plan.method}: {METHODS.help(plan.method)}"),
         ("model", f"{recipe.model.name} in {plan.weights_dtype}"),
         ("adapter", "none (full fine-tuning)" if adapter is None else adapter.kind),
-        ("examples", f"{to_train}, {facts['eval_examples']:,} held out"),
+        *_option_words(plan),
+        ("examples", f"{_to_train(plan, facts)}, {facts['eval_examples']:,} held out"),
         ("global batch", f"{plan.examples_per_step} = {split}"),
-        ("steps", f"{steps:,}"),
+        ("steps", f"{steps:,}{_of_a_step(plan)}"),
         ("learning rate", f"{recipe.train.learning_rate:g}, {recipe.train.schedule}, warm-up {recipe.train.warmup:g}"),
         ("precision", plan.precision),
         ("speed settings", _speed_words(plan)),
@@ -144,6 +144,52 @@ def describe(plan: Plan, facts: dict[str, Any], steps: int) -> list[tuple[str, s
         ("run folder", plan.run_dir),
         ("plan hash", plan.hash[:16]),
     ]
+
+
+_TELLING = ("loss", "beta", "reference", "teacher", "mode", "divergence")
+"""Options of a method that say what is learnt: `tunekit plan` shows them whether they are given or not."""
+_OWN_REFERENCES = {"initial": "initial (the policy as it begins)", "base": "base (the model without its adapter)"}
+
+
+def _option_words(plan: Plan) -> list[tuple[str, str]]:
+    """The method's own options: a line of those that tell what is learnt and those that are set, and its own words."""
+    options = plan.recipe.options
+    told: frozenset[str] = getattr(options, "TOLD", frozenset())
+    own: list[tuple[str, str]] = options.words() if hasattr(options, "words") else []
+    shown = []
+    for name, field in type(options).model_fields.items():
+        value = getattr(options, name)
+        tells = name in _TELLING and not (name == "beta" and hasattr(options, "teacher"))  # distill's is of jsd alone
+        if name not in told and (tells or value != field.default):
+            word = _OWN_REFERENCES.get(value, value) if name == "reference" else value
+            shown.append(f"{name} {f'{word:g}' if isinstance(word, float) else word}")
+    return [*([(f"{plan.method} options", ", ".join(shown))] if shown else []), *own]
+
+
+def _to_train(plan: Plan, facts: dict[str, Any]) -> str:
+    """How much there is to learn from, in the words of the method's material."""
+    from tunekit.recipe.kinds import material_of
+
+    if plan.recipe.data.streaming:
+        return "a stream to train on"
+    what, filled = f"{facts['examples']:,}", f", packed {facts['filled']:.1%} full" if facts["filled"] else ""
+    if material_of(plan.recipe) == "prompts":
+        return f"{what} prompts to answer ({facts['tokens']:,} tokens)"
+    if "good" in facts:
+        what += f" answers ({facts['good']:,} good, {facts['examples'] - facts['good']:,} bad)"
+    return f"{what} to train ({facts['tokens']:,} tokens{filled})"
+
+
+def _of_a_step(plan: Plan) -> str:
+    """What a step is, where its examples are not the data's rows."""
+    from tunekit.runs.wording import amount
+
+    answers = getattr(plan.recipe.options, "generations", 0)
+    if not answers:
+        return ""
+    passes = plan.recipe.options.passes
+    often = f"; each prompt is learnt from {passes} times" if passes > 1 else ""
+    return f", each on {plan.examples_per_step} prompts with {amount(answers, 'answers')} each{often}"
 
 
 def _speed_words(plan: Plan) -> str:

@@ -184,6 +184,8 @@ class Job:
             "libraries": {key: value for key, value in library_versions().items() if key in ("torch", "transformers")},
         } | found
         write_json(staging / RECORD, record)
+        for path in staging.rglob("*"):  # some libraries write files that their owner alone may read
+            path.chmod(0o755 if path.is_dir() else 0o644)
         facts = {"base": source.facts, "quantized": block.kind}
         artefact.write_manifest(staging, facts, source.tokenizer)
         return record

@@ -181,7 +181,8 @@ def weights_of(folder: Path) -> tuple[Weight, ...]:
     found = []
     for name, (dtype, shape, _) in sorted(headers(folder).items()):
         role = roles.get(name, "other")
-        found.append(Weight(name, shape, DTYPE_BITS.get(dtype, 16), role, tied=tied and role == "embedding", model=model))
+        shared = tied and role == "embedding"
+        found.append(Weight(name, shape, DTYPE_BITS.get(dtype, 16), role, tied=shared, model=model))
     return tuple(found)
 
 

@@ -158,6 +158,9 @@ def _other(probed: Sequence[Mapping[str, Any]], material: Material) -> str:
             missing = "rejected" if alone == "chosen" else "chosen"
             told = f"there is no '{missing}' answer beside '{alone}'"
             return f"{told}: add one; or `tunekit sft` with `columns: {{completion: {alone}}}`"
+        if material == "judged" and isinstance(probed[0].get("label"), str):
+            words = "true or false, 1 or 0, yes or no, good or bad"
+            return f"the label {probed[0]['label'][:30]!r} says neither good nor bad: write {words}"
         return ""
     advice = f"{WORDS[given]}: {_methods(given)}"
     return f"{advice}; or name a format, for example `format: chat`, to train on all" if given == "judged" else advice

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +11,8 @@ from typing import Any
 
 from tunekit.core import types
 from tunekit.core.errors import DataError, Problem, TunekitError, UserError, raise_all
-from tunekit.core.progress import Screen
+from tunekit.core.progress import Screen, Silent
+from tunekit.core.registry import METHODS
 from tunekit.data import cache
 from tunekit.data.examples import ExampleReader
 from tunekit.data.fit import Fitter, TokenFacts
@@ -19,6 +20,7 @@ from tunekit.data.prepare import Prepared, prepare
 from tunekit.data.render import Renderer
 from tunekit.data.sources import iter_rows
 from tunekit.evaluate.contract import EvalItem, Row
+from tunekit.exam.learnt import conversations, written_answers
 from tunekit.model.tokenizer import tokenizer_hash
 from tunekit.plan.plan import Plan
 from tunekit.recipe.kinds import material_of
@@ -74,6 +76,7 @@ def examples(
     answers: bool = False,
     only: Container[str] | None = None,
     material: types.Material = "texts",
+    written: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[EvalItem]:
     """Examples rendered as the model reads them; of preference data the better answer.
 
@@ -85,12 +88,14 @@ def examples(
         answers: only rows with a prompt and an answer can be used.
         only: places of the rows that are wanted; None for all.
         material: what the sources give.
+        written: answers in the place of the sources' own, by the places of their rows.
 
     Raises:
         UserError: the rows are conversations, and the tokenizer has no chat template.
     """
     for origin, learnt in ExampleReader(base, material).learnt(sources):
-        example = learnt if isinstance(learnt, str) else conversations(learnt)[0]
+        own = None if written is None else written.get(str(origin))
+        example = learnt if isinstance(learnt, str) else conversations(learnt, own)[0]
         if only is not None and str(origin) not in only:
             continue
         tally.read += 1
@@ -164,8 +169,13 @@ def held_out_for(
     sources = data.eval if isinstance(data.eval, tuple) else data.train
     wanted = {item.where for item in held}
     base, material = Path(plan.recipe_folder), material_of(plan.recipe)
-    read = examples(sources, base, fitter, tally, answers=answers, only=wanted, material=material)
+    written = _written(run, plan, "eval")
+    read = examples(sources, base, fitter, tally, answers=answers, only=wanted, material=material, written=written)
     found = {item.where: item for item in read}
+    if written is not None:  # what is right is what the data says, whoever wrote the answer
+        found = {
+            item.where: replace(found[item.where], reference=item.reference) for item in held if item.where in found
+        }
     if len(wanted) < len(held) or found.keys() != wanted:
         what = "the held-out rows cannot be given to another model as the run prepared them"
         raise DataError(what, where=str(run.path), fix="name data: rows that both models can read")
@@ -199,12 +209,14 @@ def _held_places(path: Path) -> list[str] | None:
 
 
 def _again(run: RunFolder, screen: Screen, place: Path) -> Prepared:
-    """A run's data, read and prepared once more."""
+    """A run's data, read and prepared once more, as its method wants it."""
     plan = Plan.load(run.plan)
     inputs = Inputs(plan.recipe, Path(plan.recipe_folder))
     fix = "put its sources back as they were, or name data"
     try:
         found = prepare(plan.recipe, inputs.reader, inputs.fitter, screen, place)
+        further = _further(plan)
+        found = further(inputs, found, screen, place) if further else found
     except TunekitError as error:
         what = f"the run's data cannot be read again: {error}"
         raise DataError(what, where=str(run.path), fix=fix) from error
@@ -213,6 +225,24 @@ def _again(run: RunFolder, screen: Screen, place: Path) -> Prepared:
         what = "the run's data is not what it was: rows that it trained on may be among those held out now"
         raise DataError(what, where=str(run.path), fix=fix)
     return found
+
+
+def _further(plan: Plan) -> Any:
+    """What the run's method makes of prepared data, or None."""
+    return getattr(METHODS.load(plan.method), "prepare", None)
+
+
+def _written(run: RunFolder, plan: Plan, split: types.Split) -> dict[str, list[str]] | None:
+    """`learnt.written_answers` of a run; answers that are kept no longer are written again.
+
+    Raises:
+        TunekitError: they cannot be.
+    """
+    if _further(plan) is None or material_of(plan.recipe) != "prompts":
+        return None
+    with TemporaryDirectory() as place:
+        prepared = _kept(run) or _again(run, Silent(), Path(place))
+        return written_answers(prepared, Inputs(plan.recipe, Path(plan.recipe_folder)).tokenizer, split)
 
 
 def _fingerprint(run: RunFolder) -> str | None:
@@ -225,12 +255,13 @@ def _fingerprint(run: RunFolder) -> str | None:
 def training_texts(run: RunFolder | None, sources: Sequence[SourceBlock], base: Path) -> Iterator[tuple[str, str]]:
     """Every text that a model was trained on, message by message, with ``file:line`` of its row.
 
-    A run's rows are those of its sources that its ledger does not name as held out.
+    A run's rows are those of its sources that its ledger does not name as held out; their answers are those that its
+    method wrote, if it did.
 
     Raises:
         TunekitError: the sources are not there any more or not what they were, or the ledger cannot be read.
     """
-    held: frozenset[str] = frozenset()
+    held, written = frozenset[str](), None
     if run is not None:
         plan = Plan.load(run.plan)
         sources, base = plan.recipe.data.train, Path(plan.recipe_folder)
@@ -238,29 +269,15 @@ def training_texts(run: RunFolder | None, sources: Sequence[SourceBlock], base: 
         places = _held_places(run.ledger)
         if places is None:
             raise DataError("the run's ledger cannot be read", where=str(run.ledger))
-        held = frozenset(places)
+        held, written = frozenset(places), _written(run, plan, "train")
     material = material_of(plan.recipe) if run is not None else "texts"
     for origin, learnt in ExampleReader(base, material).learnt(sources):
-        for example in conversations(learnt) if str(origin) not in held else ():
+        own = None if written is None else written.get(str(origin), ())
+        for example in conversations(learnt, own) if str(origin) not in held else ():
             turns = example.messages
             shown = "\n".join(f"{turn.role}: {turn.content}" for turn in turns[:-1])  # as a prompt of several turns
             for text in [turn.content for turn in turns] + [shown] * (len(turns) > 2) or [example.text]:
                 yield text, str(origin)
-
-
-def conversations(learnt: types.Learnt | str) -> list[types.Example]:
-    """What was learnt from a row, each answer as a conversation (or text); a prompt with the right answer, if any."""
-    if isinstance(learnt, str):
-        return []
-    if isinstance(learnt, types.Example):
-        return [learnt]
-    if isinstance(learnt, types.Judged):
-        return [learnt.example]
-    if isinstance(learnt, types.Question):
-        asked = learnt.example
-        answer = (types.Message("assistant", learnt.reference),) if learnt.reference and asked.messages else ()
-        return [replace(asked, messages=asked.messages + answer)]
-    return list(dict.fromkeys(side for pair in learnt for side in (pair.chosen, pair.rejected)))
 
 
 def _check_sources(run: RunFolder, sources: Sequence[SourceBlock], base: Path) -> None:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from tunekit.recipe.schema import Block
+from tunekit.recipe.schema import Block, Recipe
+from tunekit.rl.pair_options import unused_by
+from tunekit.rl.unused import refuse_unused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,6 +65,21 @@ class Config(Block):
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of pairs whose order is thought wrong")
     nll_weight: float = Field(1.0, ge=0, description="weight of the chosen answer's likelihood")
 
+    @property
+    def name(self) -> str:
+        """What the loss is called among those of pairs."""
+        return "cpo" if self.loss == "sigmoid" else "cpo_hinge"
+
+
+def check(recipe: Recipe, folder: Path) -> None:
+    """Whether what is set means something to the loss.
+
+    Raises:
+        UserError: it does not.
+    """
+    block: Config = recipe.options
+    refuse_unused(recipe, dict.fromkeys(unused_by([block.name]), f"the loss {block.loss}"))
+
 
 def build(
     plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Any, evaluation: Any, staging: Path
@@ -74,7 +91,7 @@ def build(
 
     block: Config = plan.recipe.options
     options = PairOptions(beta=block.beta, label_smoothing=block.label_smoothing, nll_weight=block.nll_weight)
-    loss = PAIR_LOSSES["cpo" if block.loss == "sigmoid" else "cpo_hinge"]
+    loss = PAIR_LOSSES[block.name]
     return pair_trainer(
         plan,
         model,

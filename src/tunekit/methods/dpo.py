@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from tunekit.core.registry import did_you_mean
-from tunekit.recipe.schema import Block
+from tunekit.recipe.schema import Block, Recipe
 from tunekit.rl.other_reference import check_reference
-from tunekit.rl.pair_options import PairOptions, check_losses
+from tunekit.rl.pair_options import NOT_OF_PAIRS, PairOptions, honoured_by, unused_by
+from tunekit.rl.unused import refuse_unused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from tunekit.rl.pairs import PairTrainer
 
 ISOLATED = True
-check = check_reference
 MATERIAL = "pairs"
 LossName = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
@@ -83,6 +83,15 @@ class Config(Block):
     alpha: float = Field(0.5, gt=0, le=10, description="of the alpha divergence")
     margin: float = Field(0.0, ge=0, description="reward margin asked for, times the data's own margin (ODPO)")
     tau: float = Field(0.05, gt=0, description="temperature of discopop")
+    ld_alpha: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="weight of an answer's tokens beyond the shorter one's length (LD-DPO); default: 1",
+    )
+    use_weighting: bool = Field(
+        False, description="a pair counts the more, the likelier the policy is to give its answers (WPO)"
+    )
 
     @field_validator("loss")
     @classmethod
@@ -96,8 +105,10 @@ class Config(Block):
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
-        if problems := check_losses(list(self.weights), self.numbers):
-            raise ValueError("a block in which " + "; ".join(f"{one.what} ({one.fix})" for one in problems))
+        if "exo_pair" in self.weights and not self.label_smoothing:
+            raise ValueError("a block in which exo_pair has a label_smoothing above 0, 0.001 for example")
+        if self.use_weighting and (others := [name for name in NOT_OF_PAIRS if name in self.weights]):
+            raise ValueError(f"a block without use_weighting, which weighs pairs, beside a loss of none ({others[0]})")
         return self
 
     @property
@@ -110,6 +121,23 @@ class Config(Block):
         """What the losses go by."""
         names = ("beta", "label_smoothing", "divergence", "alpha", "margin", "tau")
         return PairOptions(**{name: getattr(self, name) for name in names})
+
+
+def check(recipe: Recipe, folder: Path) -> None:
+    """Whether the reference is there, and what is set means something to the losses.
+
+    Raises:
+        UserError: it is not, or does not.
+    """
+    block: Config = recipe.options
+    losses = f"the loss {', '.join(block.weights)}"
+    unused = dict.fromkeys(unused_by(block.weights), losses)
+    if block.divergence != "alpha":
+        unused = {"alpha": f"the divergence {block.divergence}"} | unused
+    if "reference" in unused:
+        unused["ld_alpha"] = losses
+    refuse_unused(recipe, unused)
+    check_reference(recipe, folder)
 
 
 def build(
@@ -130,5 +158,7 @@ def build(
         staging,
         loss=lambda pairs: mixed(pairs, options, block.weights),
         rewards=lambda pairs: implicit_rewards(pairs, block.beta),
-        reference=block.reference,
+        reference=block.reference if "reference" in honoured_by(block.weights) else None,
+        tail_weight=block.ld_alpha,
+        weighted=block.use_weighting,
     )

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from tunekit.recipe.schema import Recipe
 from tunekit.rl.blocks import RolloutBlock
 from tunekit.rl.checks import check_rewards
+from tunekit.rl.unused import refuse_unused, unused_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
 ISOLATED = True
 MATERIAL = "prompts"
-check = check_rewards
 
 RECIPE = """\
 # Group relative policy optimization. It works as it is: an embedded model on embedded data, offline, on a CPU.
@@ -81,22 +82,48 @@ class Config(RolloutBlock):
     scale: Literal["group", "batch", "none"] = Field(
         "group", description="advantages are divided by the standard deviation of the group, of the batch, or not"
     )
+    aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = Field(
+        "sum_then_normalize",
+        description="rewards are summed and then compared, or compared one by one before (GDPO, arXiv 2601.05242)",
+    )
+    delta: float | None = Field(
+        None, gt=1, le=1000, description="the ratio of a bad answer's token counts up to this (two-sided clipping)"
+    )
+
+
+def check(recipe: Recipe, folder: Path) -> None:
+    """Whether the rewards can be used, and what is set means something.
+
+    Raises:
+        UserError: they cannot, or it does not.
+        MachineError: a reward model's files are not as they were saved.
+    """
+    block: Config = recipe.options
+    clips = {"sapo": ("clip_low", "clip_high", "delta"), "cispo": ("clip_low", "delta")}.get(block.loss, ())
+    unused = unused_in(block) | dict.fromkeys(clips, f"the loss {block.loss}")
+    if block.aggregation == "normalize_then_sum":
+        unused |= dict.fromkeys(("scale", "missing_end_penalty"), f"the aggregation {block.aggregation}")
+    refuse_unused(recipe, unused)
+    check_rewards(recipe, folder)
 
 
 def build(
     plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Any, evaluation: Any, staging: Path
 ) -> PolicyTrainer:
     """The trainer: GRPO (arXiv 2402.03300) and its variants, as TRL's GRPOTrainer; the KL is a part of the loss."""
-    from tunekit.rl.compared import compared
+    from tunekit.rl.compared import compared, compared_each
     from tunekit.rl.policy import Rule, policy_trainer
     from tunekit.rl.policy_losses import PolicyOptions
 
     block: Config = plan.recipe.options
 
     def advantages(rollouts: Sequence[Rollout], price: float) -> None:
-        compared(rollouts, block.scale)
+        if block.aggregation == "normalize_then_sum":
+            compared_each(rollouts, [reward.weight for reward in block.reward])
+        else:
+            compared(rollouts, block.scale)
 
     high = 1 + block.clip_high if block.loss == "cispo" else block.clip_high  # CISPO bounds the ratio itself
-    options = PolicyOptions(kind=block.loss, importance=block.importance, low=block.clip_low, high=high)
+    options = PolicyOptions(block.loss, block.importance, low=block.clip_low, high=high, cap=block.delta)
     rule = Rule(advantages, options, kl_in_loss=True)
     return policy_trainer(plan, model, tokenizer, train, evaluation, staging, rule=rule)

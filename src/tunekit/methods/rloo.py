@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from tunekit.recipe.schema import Recipe
 from tunekit.rl.blocks import RolloutBlock
 from tunekit.rl.checks import check_rewards
+from tunekit.rl.unused import refuse_unused, unused_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
 ISOLATED = True
 MATERIAL = "prompts"
-check = check_rewards
 
 RECIPE = """\
 # REINFORCE leave-one-out. It works as it is: an embedded model on embedded data, offline, on a CPU.
@@ -75,6 +76,17 @@ class Config(RolloutBlock):
     beta: float = Field(0.05, ge=0, le=100, description="price of the KL from the reference, taken from the reward")
     kl: Literal["k1", "k2", "k3"] = Field("k1", description="estimate of the KL a token; k1 is unbiased")
     normalise: bool = Field(False, description="bring the advantages of a rollout to mean 0 and deviation 1")
+
+
+def check(recipe: Recipe, folder: Path) -> None:
+    """Whether the rewards can be used, and what is set means something.
+
+    Raises:
+        UserError: they cannot, or it does not.
+        MachineError: a reward model's files are not as they were saved.
+    """
+    refuse_unused(recipe, unused_in(recipe.options))
+    check_rewards(recipe, folder)
 
 
 def build(

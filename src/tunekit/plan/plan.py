@@ -12,7 +12,7 @@ import tunekit
 from tunekit.core.errors import UserError
 from tunekit.core.files import sha256_json, write_json
 from tunekit.plan.hardware import Hardware
-from tunekit.recipe.kinds import Kinds, recipe_type
+from tunekit.recipe.kinds import Kinds, material_of, recipe_type
 from tunekit.recipe.schema import Block, Recipe
 
 
@@ -53,6 +53,19 @@ class Plan(Block):
     def examples_per_step(self) -> int:
         """The global batch in examples."""
         return self.processes * self.micro_batch_size * self.accumulation
+
+    @property
+    def base_is(self) -> str:
+        """What the base of the evaluation is, in words, where it is not the model itself; else empty.
+
+        A method that goes on from an adapter's answers is compared with what that adapter had learnt.
+        """
+        start = getattr(self.recipe.adapter_block, "start", None)
+        return f"the policy as it began, with the adapter {start}" if start and self._goes_on else ""
+
+    @property
+    def _goes_on(self) -> bool:
+        return material_of(self.method) != "texts"
 
     @property
     def hash(self) -> str:

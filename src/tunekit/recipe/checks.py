@@ -34,7 +34,11 @@ Found = Iterator[tuple[Path_, str, str]]
 
 def _length(recipe: Recipe) -> Found:
     if recipe.train.epochs is not None and recipe.train.max_steps is not None:
-        yield ("train", "max_steps"), "both 'train.epochs' and 'train.max_steps' are given", "keep one of them"
+        yield (
+            ("train", "max_steps"),
+            "both 'train.epochs' and 'train.max_steps' are given",
+            "keep one of them: take the other line out, or add --set train.epochs=null (or train.max_steps=null)",
+        )
     if recipe.train.precision == "fp16" and recipe.model.dtype == "float16":
         yield (
             ("model", "dtype"),

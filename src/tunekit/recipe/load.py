@@ -180,7 +180,7 @@ def _problem(
     if kind in _BOUNDS:
         wanted = [_range(root, path, value, wanted[0])]
     what = f"'{dotted}' must be {' or '.join(wanted)}; it is {given}"
-    fix = ""
+    fix = _fix(kind, first, dotted, wanted)
     expected = first.get("ctx", {}).get("expected", "")
     if kind in ("literal_error", "union_tag_invalid") and isinstance(first["input"], (str, dict)):
         names = [
@@ -190,6 +190,18 @@ def _problem(
         word = first["input"] if isinstance(first["input"], str) else str(first["input"].get("kind"))
         fix = did_you_mean(word, [name for name in names if name])
     return Problem(what, document.place(path, of_value=True), fix)
+
+
+def _fix(kind: str, item: ErrorDetails, dotted: str, wanted: list[str]) -> str:
+    """What to write: the note of the validator that refused, else a value of the type that is wanted."""
+    notes = getattr(item.get("ctx", {}).get("error"), "__notes__", ())
+    if notes:
+        return "; ".join(notes)
+    if kind in _BOUNDS:
+        return f"write a number {wanted[0]} for `{dotted}`, or leave it out"
+    if kind in ("int_type", "float_type", "bool_type", "int_from_float", "finite_number"):
+        return f"write {wanted[0]} for `{dotted}`, without quotes"
+    return ""
 
 
 def _shown(given: Any) -> str:

@@ -103,7 +103,7 @@ def group_relative_each(rewards: torch.Tensor, groups: torch.Tensor, weights: to
     """
     each = torch.stack([group_relative(column, groups) for column in rewards.unbind(1)], 1)
     total = (each * weights).sum(1).masked_fill(rewards.isnan().all(1), math.nan)
-    return group_relative(total, torch.zeros_like(groups), "group")
+    return group_relative(total, torch.zeros_like(groups))
 
 
 @torch.no_grad()

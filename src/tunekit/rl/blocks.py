@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from tunekit.recipe.schema import Block
-from tunekit.rl.rewarding import RewardsField
+from tunekit.rl.rewarding import Rewarder, RewardsField
+from tunekit.rl.rewards._shared.block import unfit
 
 
 class RolloutBlock(Block):
     """How answers are drawn and rewarded, and what holds the policy to its reference."""
+
+    TOLD: ClassVar[frozenset[str]] = frozenset({
+        "reward", "generations", "max_new_tokens", "temperature", "rollout_steps", "passes", "beta", "kl", "reference",
+    })  # fmt: skip
+    """The keys that `words` tells."""
 
     reward: RewardsField = Field(
         description="rewards, each times its weight: {kind: exact_match}, {function: my_rewards.py:score}, "
@@ -49,5 +56,43 @@ class RolloutBlock(Block):
     @model_validator(mode="after")
     def _fits(self) -> RolloutBlock:
         if self.reference == "base" and not self.beta:
-            raise ValueError("a block in which `reference` stands beside a `beta` above 0")
+            what = "a block in which `reference` stands beside a `beta` above 0"
+            raise unfit(what, "add `beta: 0.04`, or leave `reference` out: without a price of the KL there is none")
         return self
+
+    def check_rows(self, rows: Iterable[tuple[str, str]]) -> None:
+        """Whether the rewards can use the prepared rows; asked of the data before a model is loaded.
+
+        Args:
+            rows: the reference and ``file:line`` of each row.
+
+        Raises:
+            DataError: as `Rewarder.check_rows`.
+        """
+        Rewarder(self.reward).check_rows(rows)
+
+    def words(self) -> list[tuple[str, str]]:
+        """What `tunekit plan` shows of the block: each reward, and how answers are drawn."""
+        rewards = [
+            ("reward" if not at else "", f"{name}: {block.weight:g} x {_of_reward(block)}")
+            for at, (name, block) in enumerate(Rewarder(self.reward).named.items())
+        ]
+        drawn = f"{self.generations} to each prompt, of {self.max_new_tokens:,} tokens at most, at temperature "
+        window = f"prompts of {self.rollout_steps} step(s) are answered at once, and learnt from {self.passes} time(s)"
+        held = "none (beta 0)" if not self.beta else f"{_REFERENCES[self.reference]}, beta {self.beta:g} ({self.kl})"
+        return [
+            *rewards,
+            ("answers", f"{drawn}{self.temperature:g}"),
+            ("a window", window),
+            ("reference", held),
+        ]
+
+
+_REFERENCES = {"initial": "the policy as it begins", "base": "the model without its adapter"}
+
+
+def _of_reward(block: Any) -> str:
+    """A reward's kind and the keys that are given."""
+    given = block.model_dump(exclude_defaults=True, exclude={"kind", "weight", "name"})
+    kind = str(block.kind)
+    return kind + "".join(f", {key} {value}" for key, value in given.items())

@@ -19,4 +19,4 @@ def check_rewards(recipe: Recipe, folder: Path) -> None:
         UserError: all that is wrong.
         MachineError: a reward model's files are not as they were saved.
     """
-    Rewarder(recipe.options.reward, folder).check()
+    Rewarder(recipe.options.reward, folder).check(f"{recipe.method}.reward")

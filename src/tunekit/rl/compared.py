@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tunekit.rl.advantages import KlKind, Scale, group_relative, kl_estimate, leave_one_out
+from tunekit.rl.advantages import KlKind, Scale, group_relative, group_relative_each, kl_estimate, leave_one_out
 from tunekit.rl.rollouts import Drawn, Rollout
 
 
@@ -14,6 +14,13 @@ def compared(rollouts: Sequence[Rollout], scale: Scale) -> None:
     """Fills in GRPO's advantages: the same for all tokens of an answer."""
     answers, rewards, groups = _answers(rollouts)
     _enter(answers, group_relative(rewards, groups, scale))
+
+
+def compared_each(rollouts: Sequence[Rollout], weights: Sequence[float]) -> None:
+    """Fills in GDPO's advantages, of the rewards by name, with the weights of those in their order."""
+    answers, _, groups = _answers(rollouts)
+    each = torch.tensor([list(drawn.parts.values()) for drawn in answers])
+    _enter(answers, group_relative_each(each, groups, torch.tensor(weights)))
 
 
 def left_out(rollouts: Sequence[Rollout], price: float, kind: KlKind, *, normalise: bool) -> None:

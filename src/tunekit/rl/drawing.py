@@ -6,20 +6,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tunekit.core.errors import DataError
+from tunekit.core.errors import DataError, UserError
 from tunekit.core.progress import Screen, Silent
 from tunekit.evaluate.contract import Prompt
 from tunekit.evaluate.decoding import text_of
 from tunekit.evaluate.local import TransformersEngine, stop_tokens
 from tunekit.evaluate.mode import evaluating, without_adapter
 from tunekit.model.starts import changes_base
+from tunekit.rl.contract import Answer
+from tunekit.rl.policy_losses import explained_variance
+from tunekit.rl.rewarding import Rewarder, Scored
 from tunekit.rl.rollouts import Drawn, Rollout, asked, group_of
+from tunekit.rl.stopping import unless_asked
 from tunekit.rl.tables import Table
 
 if TYPE_CHECKING:
     import torch
 
     from tunekit.rl.policy import PolicyTrainer
+
+
+LARGEST, SHOWN = 3.4028234663852886e38, 60
+"""The largest float32, and characters of an answer in a message."""
 
 
 def engine_of(trainer: PolicyTrainer, model: Any) -> TransformersEngine:
@@ -37,7 +45,7 @@ def check_prompts(trainer: PolicyTrainer, screen: Screen) -> None:
         UserError: a reward's file is not there any more: the run may be gone on with long after it began.
         DataError: a right answer that a reward cannot use, or a prompt that fills the model's positions.
     """
-    trainer.rewarder.check()
+    trainer.rewarder.check(f"{trainer.plan.method}.reward")
     positions = engine_of(trainer, trainer.accelerator.unwrap_model(trainer.model)).positions
     for rows in (trainer.train_dataset, trainer.eval_dataset):
         if rows is None:
@@ -64,15 +72,73 @@ def roll_out(trainer: PolicyTrainer, rows: Mapping[int, Mapping[str, Any]], seed
         trainer: its policy draws.
         rows: prepared prompts by their index.
         seed: of this window: each answer is drawn with its own generator, made of it.
+
+    Raises:
+        Cut: the run was asked to stop.
     """
     indices = sorted(rows)
-    own = indices[trainer.ranks.rank :: trainer.ranks.world]
+    own = {index: rows[index] for index in indices[trainer.ranks.rank :: trainer.ranks.world]}
     model = trainer.accelerator.unwrap_model(trainer.model)
-    found = _drawn(trainer, model, {index: rows[index] for index in own}, seed)
-    _judge(trainer, {index: rows[index] for index in own}, found)
-    _measure(trainer, model, found)
+
+    def share() -> dict[int, Rollout]:
+        drawn = _drawn(trainer, model, own, seed)
+        _judge(trainer, own, drawn)
+        _measure(trainer, model, drawn)
+        return drawn
+
+    found = unless_asked(trainer, share)
     merged = {index: rollout for part in trainer.ranks.gather(found) for index, rollout in part.items()}
     return {index: merged[index] for index in indices}
+
+
+def facts_of(rollouts: Sequence[Rollout], price: float) -> dict[str, float]:
+    """The KL of an answer from the reference, in nats, its price, and how well values foretell returns."""
+    import torch
+
+    answers = [drawn.numbers for rollout in rollouts for drawn in rollout.answers]
+    facts: dict[str, float] = {}
+    if answers and "reference" in answers[0]:
+        apart = [sum(each["old"]) - sum(each["reference"]) for each in answers]
+        facts = {"kl": sum(apart) / len(apart), "kl_price": price}
+    if answers and "values" in answers[0]:
+        told, returns = (
+            torch.tensor([value for each in answers for value in each[name]]) for name in ("values", "returns")
+        )
+        share = explained_variance(told, returns, torch.ones_like(told, dtype=torch.bool))
+        if share == share:
+            facts["explained_variance"] = share
+    return facts
+
+
+class BoundedRewarder(Rewarder):
+    """As `Rewarder`, of rewards that can be computed with: finite, and no larger than a float32 can be."""
+
+    def score(self, answers: Sequence[Answer]) -> Scored:
+        """The rewards of answers.
+
+        Raises:
+            UserError: as `Rewarder.score`, or a reward cannot be computed with.
+            DataError: as `Rewarder.score`.
+        """
+        scored = super().score(answers)
+        weights = {name: block.weight for name, block in self.named.items()}
+        for at, answer in enumerate(answers):
+            if abs(scored.total[at]) <= LARGEST:
+                continue
+            name = max(weights, key=lambda name: _size(weights[name] * scored.parts[name][at]))
+            value, text = scored.parts[name][at], answer.text[:SHOWN]
+            times = "" if weights[name] == 1 else f", times its weight {weights[name]:g},"
+            raise UserError(
+                f"reward '{name}': {value:g}{times} for the answer {text!r} is no number that can be computed with",
+                where=answer.where,
+                fix=f"rewards must stay below {LARGEST:.1e}, the largest float32; scale this one, or its weight",
+            )
+        return scored
+
+
+def _size(value: float) -> float:
+    """Of a number; what is none is larger than any."""
+    return abs(value) if value == value else float("inf")
 
 
 def _drawn(trainer: PolicyTrainer, model: Any, rows: Mapping[int, Mapping[str, Any]], seed: int) -> dict[int, Rollout]:
@@ -163,6 +229,10 @@ def as_reference(model: Any, initial: Mapping[str, torch.Tensor]) -> Iterator[An
             parameter.data = now[name]
 
 
+VALUES = ("value_model.", "value_head.")
+"""What the names of PPO's values begin with."""
+
+
 def initial_values(model: Any, kind: str) -> dict[str, torch.Tensor]:
     """A copy of what is going to be trained; empty where the reference (``kind``) is there without one.
 
@@ -172,7 +242,11 @@ def initial_values(model: Any, kind: str) -> dict[str, torch.Tensor]:
 
     if kind == "base" and isinstance(model, PeftModel) and not changes_base(model):
         return {}
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    return {
+        name: p.detach().clone()
+        for name, p in model.named_parameters()
+        if p.requires_grad and not name.startswith(VALUES)  # a reference has no values
+    }
 
 
 Advantages = Callable[[Sequence[Rollout], float], None]

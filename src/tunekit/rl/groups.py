@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,8 @@ class Groups:
     """The answers of a batch, ``S`` of them, of ``B`` groups that are no fillers.
 
     Args:
-        logps: (S,) log-probability of each answer's trained tokens, summed, in nats.
+        logps: (S,) log-probability of each answer's trained tokens, summed, in nats, as `tail_weight` has it.
+        whole: (S,) the same, every token counted fully.
         tokens: (S,) how many these are.
         first: (B,) index of each group's first answer; its others follow.
         each: (L,) log-probability of each trained token.
@@ -36,6 +38,7 @@ class Groups:
     """
 
     logps: torch.Tensor
+    whole: torch.Tensor
     tokens: torch.Tensor
     first: torch.Tensor
     each: torch.Tensor
@@ -64,13 +67,16 @@ class GroupCollator(Collator):
 
 
 class GroupTrainer(CausalTrainer):
-    """A step's loss is a mean over the groups of the global batch.
+    """A step's items are the groups of the global batch; what they cost, a method's own trainer says.
 
     A group's beginning is computed once where the model can share it (``shares``).
     """
 
     shares = False
     temperature = 1.0
+    tail_weight: float | None = None
+    """How much an answer's tokens count that come after as many as the shortest answer of its group has; None: fully
+    (LD-DPO, arXiv 2409.06411)."""
     train_dataset: Any
     eval_dataset: Any
 
@@ -105,23 +111,13 @@ class GroupTrainer(CausalTrainer):
         counts = sequences(inputs)
         size = int(counts.sum())
         first = (counts.cumsum(0) - counts)[inputs["tokens"] > 0]
-        exact = found.logps.new_zeros(size, dtype=torch.float64)  # sums in any order are the same in float32
-        logps = exact.index_add(0, owner, found.logps.double()).to(found.logps.dtype)
         tokens = torch.bincount(owner, minlength=size)
+        logps = whole = _sums(found.logps, owner, size)
+        if self.tail_weight is not None:
+            logps = _sums(found.logps * _shares(owner, tokens, counts, self.tail_weight), owner, size)
         return Groups(
-            logps, tokens, first, found.logps, owner, found.correct, found.hidden, found.entropy, found.outputs
+            logps, whole, tokens, first, found.logps, owner, found.correct, found.hidden, found.entropy, found.outputs
         )
-
-    def share_of(self, model: nn.Module, inputs: dict[str, Any]) -> Share:
-        """The losses of a batch that was laid out; its items are the groups."""
-        groups = self.groups_of(model, inputs)
-        losses = self.losses(model, groups, inputs)
-        nothing = groups.hidden.sum() * 0  # a batch of fillers has a gradient too: other ranks wait for it
-        return Share(losses.sum() + nothing, len(losses), groups.outputs)
-
-    def losses(self, model: nn.Module, groups: Groups, inputs: dict[str, Any]) -> torch.Tensor:
-        """(B,) the loss of each group."""
-        raise NotImplementedError
 
     def noted(self, model: nn.Module, count: int, **totals: torch.Tensor) -> None:
         """Counts sums over ``count`` items towards the means of the next logged line, or of the evaluation."""
@@ -133,6 +129,42 @@ class GroupTrainer(CausalTrainer):
         """Groups of a step, over all ranks: Trainer's own counts labels."""
         own = sum(int((batch["tokens"] > 0).sum()) for batch in batch_samples)
         return torch.tensor(self.ranks.sum([own])[0], device=device)
+
+
+class LossTrainer(GroupTrainer, ABC):
+    """A step's loss is a mean over the groups of the global batch, each of which has a loss of its own."""
+
+    def share_of(self, model: nn.Module, inputs: dict[str, Any]) -> Share:
+        """The losses of a batch that was laid out; its items are the groups."""
+        groups = self.groups_of(model, inputs)
+        losses = self.losses(model, groups, inputs)
+        nothing = groups.hidden.sum() * 0  # a batch of fillers has a gradient too: other ranks wait for it
+        return Share(losses.sum() + nothing, len(losses), groups.outputs)
+
+    @abstractmethod
+    def losses(self, model: nn.Module, groups: Groups, inputs: dict[str, Any]) -> torch.Tensor:
+        """(B,) the loss of each group."""
+
+
+def _sums(values: torch.Tensor, owner: torch.Tensor, size: int) -> torch.Tensor:
+    """(size,) sums of (L,) values by owner."""
+    exact = values.new_zeros(size, dtype=torch.float64)  # sums in any order are the same in float32
+    return exact.index_add(0, owner, values.double()).to(values.dtype)
+
+
+def _shares(owner: torch.Tensor, tokens: torch.Tensor, counts: torch.Tensor, beyond: float) -> torch.Tensor:
+    """(L,) 1 for as many tokens of an answer as the shortest of its group has, ``beyond`` for what comes after them.
+
+    Args:
+        owner: (L,) the answer of each token; those of an answer lie one after another, in order.
+        tokens: (S,) of each answer.
+        counts: (B,) answers of each group.
+        beyond: see `GroupTrainer.tail_weight`.
+    """
+    group = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)  # (S,)
+    shortest = tokens.new_zeros(len(counts)).scatter_reduce(0, group, tokens, "amin", include_self=False)
+    place = torch.arange(len(owner), device=owner.device) - (tokens.cumsum(0) - tokens)[owner]
+    return torch.where(place < shortest[group][owner], 1.0, beyond)
 
 
 def won(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -76,13 +77,17 @@ def _where_it_applies(part: TaskResult) -> TaskResult:
 
 
 def evaluation(trainer: PolicyTrainer, rows: Any) -> dict[str, float]:
-    """Means over the held-out prompts, each rank its share; ``loss`` is minus the reward."""
+    """Means over the held-out prompts, each rank its share; ``loss`` is minus the reward.
+
+    In the arithmetic of the table of before and after, whatever the precision of training: the two agree.
+    """
     own = [rows[index] for index in range(trainer.ranks.rank, len(rows), trainer.ranks.world)]
     model = trainer.accelerator.unwrap_model(trainer.model)
     sums = trainer.held_out_sums
     sums.values = {}
     if own:
-        drawn, scored = answers_to(trainer, model, own, Silent())
+        with without_mixed_precision(model):
+            drawn, scored = answers_to(trainer, model, own, Silent())
         for name, values in scored.parts.items():
             known = [value for value in values if value == value]
             sums.add(f"reward/{name}", sum(known), len(known))
@@ -91,6 +96,24 @@ def evaluation(trainer: PolicyTrainer, rows: Any) -> dict[str, float]:
         sums.add("ended_share", sum(one.ended for one in drawn), len(drawn))
     found = sums.means(trainer.ranks)
     return {"loss": -found["reward"]} | found
+
+
+@contextmanager
+def without_mixed_precision(model: Any) -> Iterator[None]:
+    """The model computes as its weights are, without the wrapper that accelerate laid around it; then as before.
+
+    Accelerate's own `unwrap_model` takes that wrapper off for good.
+    """
+    given = vars(model)
+    wrapped, original = given.get("forward"), given.get("_original_forward")
+    if wrapped is None or original is None:
+        yield
+        return
+    model.forward = original
+    try:
+        yield
+    finally:
+        model.forward = wrapped
 
 
 def write_rollouts(writer: MetricsWriter, step: int, rows: Any, rollouts: Mapping[int, Rollout]) -> None:

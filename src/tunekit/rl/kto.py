@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tunekit.core.errors import DataError
 from tunekit.core.progress import Screen
 from tunekit.plan.plan import Plan
-from tunekit.rl.groups import GroupCollator, Groups, GroupTrainer, without_dropout
+from tunekit.rl.groups import GroupCollator, Groups, LossTrainer, without_dropout
 from tunekit.rl.reference import add_reference
 from tunekit.train.causal import causal_trainer
 from tunekit.train.trainer import Share
@@ -28,7 +28,7 @@ UNEVEN = 4
 """So many times more answers of one kind are told; the paper weighs the kinds so that they count 1 to 4/3."""
 
 
-class KtoTrainer(GroupTrainer):
+class KtoTrainer(LossTrainer):
     """Trains on judged answers.
 
     Each row gets a second answer, that of another row: of such mismatched answers the distance between policy and

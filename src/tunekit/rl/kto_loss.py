@@ -9,19 +9,6 @@ import torch
 KtoKind = Literal["kto", "apo_zero_unpaired"]
 
 
-def reference_point(mismatched: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """KTO's z0 (), without gradient: how far the policy is from its reference, at least 0.
-
-    Estimated by the mean log-ratio of answers that were given to other prompts. It is cut off at 0 after the mean over
-    all ranks: those of all ranks belong in one call.
-
-    Args:
-        mismatched: (N,) the policy's log-probabilities of them, summed over tokens, in nats; N at least 1.
-        reference: (N,) the reference model's.
-    """
-    return (mismatched - reference).detach().mean().clamp(min=0)
-
-
 def kto_loss(
     ratios: torch.Tensor,
     good: torch.Tensor,
@@ -41,7 +28,7 @@ def kto_loss(
         ratios: (B,) log of policy over reference, summed over each answer's tokens, with gradient.
         good: (B,) bool.
         beta: how strongly a log-ratio counts.
-        z0: of `reference_point`; None where the loss has none.
+        z0: how far the policy is from its reference at all, at least 0, without gradient; None where the loss has none.
         kind: which loss.
         desirable: weight of the good answers.
         undesirable: weight of the bad ones.

@@ -75,6 +75,7 @@ def other_trainer(trainer: GroupTrainer, name: str) -> Iterator[GroupTrainer]:
     )
     assert isinstance(made, GroupTrainer)
     made.plan, made.ranks, made.pulse, made.where = plan, trainer.ranks, trainer.pulse, trainer.where
+    made.tail_weight = trainer.tail_weight
     torch.set_rng_state(before[0])
     random.setstate(before[1])
     np.random.set_state(before[2])

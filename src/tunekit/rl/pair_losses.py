@@ -27,6 +27,7 @@ class PairLogps:
         reference_chosen, reference_rejected: the reference model's; None without one.
         margin: (B,) by how much the better answer is better; finite.
         mean_chosen_tokens: () tokens of a better answer, on average over the global batch; over these pairs when None.
+        whole: (B,) plain sums of the better answers, where not every token counts fully in ``chosen`` (LD-DPO).
     """
 
     chosen: torch.Tensor
@@ -37,6 +38,7 @@ class PairLogps:
     reference_rejected: torch.Tensor | None = None
     margin: torch.Tensor | None = None
     mean_chosen_tokens: torch.Tensor | None = None
+    whole: torch.Tensor | None = None
 
     def ratios(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Log of policy over reference, of both answers (B,)."""
@@ -51,7 +53,7 @@ class PairLogps:
         """Negative log-likelihood of the better answers (B,), so scaled that its mean is the mean over their tokens."""
         tokens = self.mean_chosen_tokens
         tokens = self.chosen_tokens.to(self.chosen.dtype).mean() if tokens is None else tokens
-        return -self.chosen / tokens.clamp(min=1)
+        return -(self.chosen if self.whole is None else self.whole) / tokens.clamp(min=1)
 
 
 Loss = Callable[[PairLogps, PairOptions], torch.Tensor]
@@ -193,13 +195,10 @@ def _sigmoid_norm(pairs: PairLogps, options: PairOptions) -> torch.Tensor:
 
 
 def _free_logits(pairs: PairLogps, options: PairOptions, averaged: bool = False) -> torch.Tensor:
-    """Reward margins without a reference, less the ones asked for."""
+    """Reward margins without a reference."""
     rewards = (pairs.chosen, pairs.rejected)
     chosen, rejected = pairs.averaged(*rewards) if averaged else rewards
-    if options.reward_alpha:
-        alpha = options.reward_alpha
-        chosen, rejected = (-torch.expm1((-alpha * x).clamp(max=_EXPONENT)) / alpha for x in (chosen, rejected))
-    return options.beta * (chosen - rejected) - _offset(pairs, options)
+    return options.beta * (chosen - rejected)
 
 
 @_named("cpo")  # CPO (arXiv 2401.08417)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Literal
-
-from tunekit.core.errors import Problem
 
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 
 
 @dataclass(frozen=True)
 class PairOptions:
-    """Numbers of the losses; `check_losses` says which loss honours which."""
+    """Numbers of the losses; `HONOURED` says which loss goes by which."""
 
     beta: float = 0.1  # how strongly a log-ratio counts; in ORPO the weight of the odds ratio
     label_smoothing: float = 0.0  # the share of pairs whose order is thought wrong
@@ -22,12 +20,11 @@ class PairOptions:
     margin: float = 0.0  # reward margin asked for, times the pair's own margin (offset DPO, arXiv 2402.10571)
     gamma: float = 0.0  # reward margin asked for of every pair (SimPO)
     nll_weight: float = 0.0  # of the better answer's negative log-likelihood (CPO)
-    reward_alpha: float = 0.0  # of AlphaPO's reward (1 - p ** -alpha) / alpha (arXiv 2501.03884); 0 is log p
     tau: float = 0.05  # temperature of DiscoPOP
 
 
 _SCORED = ("reference", "beta", "divergence", "alpha")
-_FREE = ("beta", "margin", "nll_weight", "reward_alpha")
+_FREE = ("beta", "nll_weight")
 HONOURED: dict[str, tuple[str, ...]] = {
     "sigmoid": (*_SCORED, "label_smoothing", "margin"),
     "hinge": (*_SCORED, "margin"),
@@ -50,18 +47,15 @@ HONOURED: dict[str, tuple[str, ...]] = {
     "sft": (),
 }
 """Which of `PairOptions` each loss goes by; ``reference`` where it needs the reference model's log-probabilities."""
+NOT_OF_PAIRS = ("aot", "aot_unpaired", "sft")
+"""Losses that are none of single pairs: margins in order of size belong to no pair, a likelihood to one answer."""
 
 
-def check_losses(names: Sequence[str], options: PairOptions) -> list[Problem]:
-    """What none of these losses would honour of the options, and what a loss cannot be computed with."""
-    honoured = frozenset[str]().union(*(HONOURED[name] for name in names))
-    changed = [field.name for field in fields(options) if getattr(options, field.name) != field.default]
-    unused = [name for name in changed if name not in honoured]
-    what = f"means nothing to the loss {', '.join(names)}"
-    found = [Problem(f"{name} {what}", fix=f"leave {name} out") for name in unused]
-    wrong = options.label_smoothing
-    if "exo_pair" in names and not 0 < wrong < 1:
-        found.append(Problem("exo_pair needs label_smoothing above 0 and below 1", fix="set it, 0.001 for example"))
-    if "robust" in names and not 0 <= wrong < 0.5:
-        found.append(Problem("robust needs label_smoothing from 0 to below 0.5", fix="set the share of wrong pairs"))
-    return found
+def honoured_by(names: Iterable[str]) -> frozenset[str]:
+    """What any of these losses goes by."""
+    return frozenset[str]().union(*(HONOURED[name] for name in names))
+
+
+def unused_by(names: Iterable[str]) -> frozenset[str]:
+    """Options, and ``reference``, that none of these losses goes by."""
+    return frozenset({"reference", *(field.name for field in fields(PairOptions))}) - honoured_by(names)

@@ -11,8 +11,10 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunekit.core.progress import Screen
+from tunekit.kernels.label_loss import LabelHead
+from tunekit.kernels.token_logps import Pieces, arithmetic
 from tunekit.plan.plan import Plan
-from tunekit.rl.groups import GroupCollator, Groups, GroupTrainer, without_dropout, won
+from tunekit.rl.groups import GroupCollator, Groups, LossTrainer, without_dropout, won
 from tunekit.rl.pair_losses import PairLogps
 from tunekit.rl.reference import add_reference
 from tunekit.train.causal import causal_trainer
@@ -20,7 +22,7 @@ from tunekit.train.causal import causal_trainer
 PairLoss = Callable[[PairLogps], torch.Tensor]
 
 
-class PairTrainer(GroupTrainer):
+class PairTrainer(LossTrainer):
     """Trains on pairs of a chosen and a rejected answer to the same prompt."""
 
     reported = frozenset({
@@ -29,6 +31,8 @@ class PairTrainer(GroupTrainer):
     loss: PairLoss
     rewards: Callable[[PairLogps], tuple[torch.Tensor, torch.Tensor]]
     reference: str | None = None
+    weighted = False
+    """Whether a pair counts the more, the likelier the policy is to give its answers (WPO, arXiv 2406.11827)."""
     chosen_tokens: float | None = None
     """Trained tokens of a better answer, on average over a step, or over the held-out rows while they are evaluated."""
     held_out_tokens: float | None = None
@@ -43,6 +47,9 @@ class PairTrainer(GroupTrainer):
         """(B,) the loss of each pair."""
         pairs = self._pairs(groups, inputs)
         losses = self.loss(pairs)
+        if self.weighted:
+            likely = likeliness(self.head, groups)
+            losses = losses * likely[groups.first] * likely[groups.first + 1]
         with torch.no_grad():
             chosen, rejected = self.rewards(pairs)
         self.noted(
@@ -93,8 +100,42 @@ class PairTrainer(GroupTrainer):
             rejected_tokens=groups.tokens[first + 1],
             margin=margins.nan_to_num(0.0),
             mean_chosen_tokens=None if mean is None else groups.logps.new_tensor(mean),
+            whole=groups.whole[first],
             **known,
         )
+
+
+@torch.no_grad()
+def likeliness(head: LabelHead, groups: Groups) -> torch.Tensor:
+    """(S,) how likely a policy is to give each answer itself (WPO, arXiv 2406.11827, eq. 2).
+
+    The geometric mean over its tokens of p / (sum of the squares of all tokens' p): 1 of an answer whose tokens are as
+    likely as those that the policy draws.
+
+    Args:
+        head: of the model that gave ``groups``.
+        groups: answers at temperature 1.
+    """
+    each = groups.each - _log_of_squares(head, groups)
+    total = each.new_zeros(len(groups.tokens)).index_add(0, groups.owner, each)
+    return (total / groups.tokens.clamp(min=1)).exp()
+
+
+def _log_of_squares(head: LabelHead, groups: Groups) -> torch.Tensor:
+    """(L,) logarithm of the sum of the squares of all tokens' probabilities, where each token is predicted."""
+    if head.tail is None:
+        logits = groups.outputs.logits[0].float()  # (L, V)
+        return torch.logsumexp(2 * logits, -1) - 2 * torch.logsumexp(logits, -1)
+    hidden, linear = groups.hidden, head.head
+    found = torch.empty_like(groups.each)
+    dtype = arithmetic(hidden, linear.weight)  # type: ignore[arg-type]
+    with torch.autocast(hidden.device.type, enabled=False):
+        pieces = Pieces.of(hidden, linear.weight, linear.bias, head.tail, dtype)  # type: ignore[arg-type]
+        for rows in pieces.rows():
+            logits, _ = pieces.logits(rows)
+            total = logits.logsumexp(-1)
+            found[rows] = logits.mul_(2).logsumexp(-1) - 2 * total
+    return found
 
 
 def _of_first(labels: Sequence[int], sizes: Sequence[int]) -> int:
@@ -114,6 +155,8 @@ def pair_trainer(
     loss: PairLoss,
     rewards: Callable[[PairLogps], tuple[torch.Tensor, torch.Tensor]],
     reference: str | None = None,
+    tail_weight: float | None = None,
+    weighted: bool = False,
 ) -> PairTrainer:
     """Builds the trainer of a method on pairs; arguments as `causal_trainer`'s.
 
@@ -121,6 +164,8 @@ def pair_trainer(
         loss: the loss of each pair, (B,).
         rewards: what the method takes the chosen and the rejected answers to be worth, (B,) each.
         reference: see `reference.add_reference`; None for a method without one.
+        tail_weight: see `GroupTrainer`.
+        weighted: see `PairTrainer`.
     """
     without_dropout(model)
     trainer = causal_trainer(
@@ -128,4 +173,5 @@ def pair_trainer(
     )
     assert isinstance(trainer, PairTrainer)
     trainer.loss, trainer.rewards, trainer.reference = loss, rewards, reference
+    trainer.tail_weight, trainer.weighted = tail_weight, weighted
     return trainer

@@ -19,22 +19,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tunekit.core.progress import Screen
 from tunekit.evaluate.contract import EvalItem, TaskResult
 from tunekit.plan.plan import Plan
-from tunekit.rl import held_out, values
+from tunekit.rl import drawing, held_out, values
 from tunekit.rl.advantages import AdaptiveKL, kl_estimate
 from tunekit.rl.blocks import RolloutBlock
-from tunekit.rl.drawing import Advantages, check_prompts, engine_of, initial_values, roll_out
 from tunekit.rl.groups import GroupCollator, GroupTrainer, without_dropout
-from tunekit.rl.policy_losses import (
-    PolicyOptions,
-    StepTotals,
-    entropy_bonus,
-    explained_variance,
-    policy_loss,
-    token_weights,
-    value_loss,
-)
+from tunekit.rl.policy_losses import PolicyOptions, StepTotals, entropy_bonus, policy_loss, token_weights, value_loss
 from tunekit.rl.rewarding import Rewarder
 from tunekit.rl.rollouts import Rollout, group_of, load_rollouts, means, save_rollouts
+from tunekit.rl.stopping import Cut, unless_asked
 from tunekit.rl.tables import Table, numbers_of
 from tunekit.rl.watch import RewardWatch
 from tunekit.rl.windows import Windows
@@ -42,7 +34,7 @@ from tunekit.runs.layout import RunFolder
 from tunekit.runs.metrics import MetricsWriter
 from tunekit.train.causal import causal_trainer
 from tunekit.train.inputs import Inputs
-from tunekit.train.trainer import Share
+from tunekit.train.trainer import EvaluationCut, Share
 
 
 @dataclass(frozen=True)
@@ -58,7 +50,7 @@ class Rule:
         controller: moves the price of the KL; None where it is fixed.
     """
 
-    advantages: Advantages
+    advantages: drawing.Advantages
     options: PolicyOptions
     kl_in_loss: bool
     value_coef: float | None = None
@@ -87,9 +79,9 @@ class PolicyTrainer(GroupTrainer):
     def ready(self, screen: Screen) -> None:
         """Remembers the policy as it begins, and numbers the prompts."""
         super().ready(screen)
-        check_prompts(self, screen)
+        drawing.check_prompts(self, screen)
         model = self.accelerator.unwrap_model(self.model)
-        self.initial_values = initial_values(model, self.block.reference) if self.block.beta else {}
+        self.initial_values = drawing.initial_values(model, self.block.reference) if self.block.beta else {}
         self.train_dataset = self.train_dataset.add_column("index", list(range(len(self.train_dataset))))
         self.windows = Windows(self.args, self.accelerator, self.train_dataset["length"][:], self.window, self.passes)
         self.watch, self.rollouts = RewardWatch(), dict[int, Rollout]()
@@ -127,6 +119,18 @@ class PolicyTrainer(GroupTrainer):
             self.sums.add(name, value, 1)
         return answered, torch.tensor(1.0, device=device)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer's; a window that is cut short by a wish to stop is left for the run that goes on to draw."""
+        step, random = self.state.global_step, torch.get_rng_state()  # a loader draws a number as an epoch begins
+        try:
+            super()._run_epoch(*args, **kwargs)
+        except Cut:
+            self.stopping = self.control.should_training_stop = True
+            if self.saves:
+                if self.state.global_step == step:
+                    torch.set_rng_state(random)
+                self._save_checkpoint(self.model, None)
+
     def _answered(self, index: int) -> dict[str, Any]:
         """The prompt with its answers as an example; a filler stays one."""
         if index < 0:
@@ -138,12 +142,14 @@ class PolicyTrainer(GroupTrainer):
     def _draw(self, number: tuple[int, int], rows: Sequence[int]) -> None:
         """A new window: answers, rewards, advantages."""
         prompts = {index: self.train_dataset[index] for index in rows}
-        self.rollouts = roll_out(self, prompts, (self.args.seed * 1_000_003 + number[0]) * 1_000_003 + number[1])
+        self.rollouts = drawing.roll_out(
+            self, prompts, (self.args.seed * 1_000_003 + number[0]) * 1_000_003 + number[1]
+        )
         found = list(self.rollouts.values())
         if self.at is None:
             values.begin_at(self.accelerator.unwrap_model(self.model), means(found)["reward"], found)
         self.rule.advantages(found, self.beta)
-        self.at, self.told = number, means(found) | self._facts(found)
+        self.at, self.told = number, means(found) | drawing.facts_of(found, self.beta)
         if self.rule.controller is not None:
             answers = sum(len(rollout.answers) for rollout in found)
             self.rule.controller.update(self.told["kl"], answers)
@@ -155,22 +161,6 @@ class PolicyTrainer(GroupTrainer):
             if self.journal is None:  # what a stopped run wrote of later steps is drawn again
                 self.journal = MetricsWriter(RunFolder(self.run_folder).rollouts, keep_through=step)
             held_out.write_rollouts(self.journal, step + 1, self.train_dataset, self.rollouts)
-
-    def _facts(self, found: Sequence[Rollout]) -> dict[str, float]:
-        """The KL of an answer from the reference, in nats, its price, and how well values foretell returns."""
-        answers = [drawn.numbers for rollout in found for drawn in rollout.answers]
-        facts: dict[str, float] = {}
-        if answers and "reference" in answers[0]:
-            apart = [sum(each["old"]) - sum(each["reference"]) for each in answers]
-            facts = {"kl": sum(apart) / len(apart), "kl_price": self.beta}
-        if answers and "values" in answers[0]:
-            told, returns = (
-                torch.tensor([value for each in answers for value in each[name]]) for name in ("values", "returns")
-            )
-            share = explained_variance(told, returns, torch.ones_like(told, dtype=torch.bool))
-            if share == share:
-                facts["explained_variance"] = share
-        return facts
 
     def share_of(self, model: nn.Module, inputs: dict[str, Any]) -> Share:
         """This batch's part of the step's loss; its items are its share of the step's tokens."""
@@ -222,7 +212,15 @@ class PolicyTrainer(GroupTrainer):
 
     def evaluation(self, rows: Any) -> dict[str, float]:
         """The rewards of the held-out prompts, answered greedily; the loss is minus their mean."""
-        return held_out.evaluation(self, rows)
+
+        def nothing() -> None:
+            self.held_out_sums.add("reward", 0.0, 1)
+            self.held_out_sums.means(self.ranks)
+
+        try:
+            return unless_asked(self, lambda: held_out.evaluation(self, rows), nothing)
+        except Cut:
+            raise EvaluationCut from None
 
     def measure(
         self,
@@ -240,7 +238,7 @@ class PolicyTrainer(GroupTrainer):
 
     def trial(self, example: dict[str, Any]) -> dict[str, Any]:
         """A prompt with answers of the greatest length, to try whether they fit into memory."""
-        return held_out.trial(example, self.block, engine_of(self, self.model).positions)
+        return held_out.trial(example, self.block, drawing.engine_of(self, self.model).positions)
 
     def method_state(self) -> dict[str, Any]:
         """Where the run stands among its windows, and the price of the KL."""
@@ -294,7 +292,7 @@ def policy_trainer(
     block = plan.recipe.options
     folder = Path(plan.recipe_folder)
     trainer.rule, trainer.block, trainer.tokenizer = rule, block, tokenizer
-    trainer.rewarder = Rewarder(block.reward, folder)
+    trainer.rewarder = drawing.BoundedRewarder(block.reward, folder)
     trainer.stop_ids = tuple(stop_ids(tokenizer, model, Inputs(plan.recipe, folder).turn_end))
     trainer.window, trainer.passes, trainer.temperature = block.rollout_steps, block.passes, block.temperature
     return trainer

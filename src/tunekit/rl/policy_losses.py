@@ -1,7 +1,7 @@
 """Losses of a policy on its own answers: PPO, GRPO and its kin, GSPO, RLOO; and of its value model.
 
-``B`` answers, ``T`` tokens, padded on the right; ``L`` tokens and ``S`` sequences of flat rows. Losses come token by
-token; their sum, weighed by `token_weights`, is what is trained.
+``B`` answers, ``T`` tokens, padded on the right. Losses come token by token; their sum, weighed by `token_weights`, is
+what is trained.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ class PolicyOptions:
     low: float = 0.2  # the ratio is held above 1 - low ...
     high: float = 0.2  # ... and below 1 + high; in CISPO below ``high`` itself
     cap: float | None = None  # on the ratio where the advantage is negative (two-sided clipping, arXiv 2505.07291)
-    warm: float = 1.0  # SAPO's temperature of positive advantages ...
-    cold: float = 1.05  # ... and of the others
+
+
+_WARM, _COLD = 1.0, 1.05
+"""SAPO's temperatures of positive advantages and of the others, as in its paper and in TRL."""
 
 
 def ratios_of(
@@ -75,7 +77,7 @@ def policy_loss(
         tokens = -ratios.clamp(max=options.high).detach() * advantages * logps
         clipped = (ratios > options.high) & (advantages > 0)
     elif options.kind == "sapo":
-        heat = torch.where(advantages > 0, options.warm, options.cold)
+        heat = torch.where(advantages > 0, _WARM, _COLD)
         tokens = -advantages * torch.sigmoid(heat * (ratios - 1)) * 4 / heat
         clipped = torch.zeros_like(ratios, dtype=torch.bool)
     else:
@@ -89,22 +91,6 @@ def policy_loss(
 def _clipped(ratios: torch.Tensor, advantages: torch.Tensor, low: float, high: float) -> torch.Tensor:
     """Where the surrogate is flat: beyond the bound on the side that the advantage pushes to."""
     return ((ratios < 1 - low) & (advantages < 0)) | ((ratios > 1 + high) & (advantages > 0))
-
-
-def ppo_clip(
-    logps: torch.Tensor,
-    old: torch.Tensor,
-    advantages: torch.Tensor,
-    mask: torch.Tensor,
-    low: float = 0.2,
-    high: float = 0.2,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """PPO's clipped surrogate (B, T) a token, and the share () of tokens that were clipped (arXiv 1707.06347, eq. 7).
-
-    Arguments are those of `policy_loss`.
-    """
-    found = policy_loss(logps, old, advantages, mask, PolicyOptions(low=low, high=high))
-    return found.tokens, masked_mean(found.clipped.float(), mask)
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -197,34 +183,3 @@ def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.
     wanted, left = returns[mask].double(), (returns - values)[mask].double()
     variance = wanted.var(correction=0)
     return float(1 - left.var(correction=0) / variance) if float(variance) > 0 else float("nan")
-
-
-@torch.no_grad()
-def approx_kl(logps: torch.Tensor, old: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean () over tokens of the KL of the old policy from the new, in nats: Schulman's k3, never below 0."""
-    log_ratio = logps - old
-    return masked_mean(torch.expm1(log_ratio) - log_ratio, mask)
-
-
-def length_desensitized(
-    logps: torch.Tensor, owner: torch.Tensor, trained: torch.Tensor, sequences: int, alpha: float
-) -> torch.Tensor:
-    """Sums (S,) of log-probabilities of which the longer answer's tokens beyond the shorter's count ``alpha`` times.
-
-    LD-DPO (arXiv 2409.06411). Sequence 2i is the better answer of pair i, 2i + 1 its worse.
-
-    Args:
-        logps: (L,) the tokens', those of a sequence in order.
-        owner: (L,) which sequence each belongs to.
-        trained: (L,) bool: others are left out.
-        sequences: S, an even number.
-        alpha: from 0 (they do not count) to 1 (plain sums).
-    """
-    logps, owner = logps[trained], owner[trained]
-    order = torch.argsort(owner, stable=True)
-    lengths = torch.bincount(owner, minlength=sequences)
-    place = torch.empty_like(owner)
-    place[order] = torch.arange(len(owner), device=owner.device) - (lengths.cumsum(0) - lengths)[owner[order]]
-    shared = lengths.view(-1, 2).amin(1).repeat_interleave(2)
-    weighted = torch.where(place < shared[owner], logps, alpha * logps)
-    return logps.new_zeros(sequences).index_add(0, owner, weighted)

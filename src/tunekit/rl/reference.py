@@ -59,12 +59,14 @@ def add_reference(trainer: GroupTrainer, kind: str, screen: Screen) -> None:
 def _enter(trainer: GroupTrainer, known: GroupTrainer, kind: str, screen: Screen) -> Path:
     """Adds the column, of values that the trainer ``known`` computes or that are kept: where those of training lie."""
     model = known.accelerator.unwrap_model(known.model)
-    parts = {
+    parts: dict[str, object] = {
         "weights": weights_fingerprint(model, frozen_only=False, whole=True),
         "model": _shape(model),
         "kind": kind,
         "arithmetic": [known.plan.precision, known.padded_because, known.shares],
     }
+    if known.tail_weight is not None:
+        parts["tail_weight"] = known.tail_weight
     own = Path(trainer.plan.run_dir) / "data" / "reference"
     folder = cache.reference_root() if trainer.plan.recipe.data.cache else own
     splits = {"eval": trainer.eval_dataset, "train": trainer.train_dataset}

@@ -66,7 +66,7 @@ def device_of(name: str) -> torch.device:
     if name == "auto":
         return torch.device(next(kind for kind, is_there in there.items() if is_there))
     if not there[name]:
-        raise MachineError(f"there is no device '{name}' here", where="reward", fix="device: auto")
+        raise MachineError(f"there is no device '{name}' here", fix="device: auto")
     return torch.device(name)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from tunekit.core.files import write_atomic
 from tunekit.plan.plan import Plan
 from tunekit.recipe.schema import SourceBlock
+from tunekit.runs.baseline import base_line, with_base
 from tunekit.runs.front_matter import as_yaml, license_of, license_words, snapshot
 from tunekit.runs.layout import RunFolder
 from tunekit.runs.record import FATES, EvaluationPart, Record
@@ -88,7 +89,7 @@ def write_card(card: Card) -> Path:
         OSError: as the file system says.
     """
     clean = card.scrubber.value(json_ready(card.record.model_dump()))
-    record = Record.model_validate(clean)
+    record = with_base(Record.model_validate(clean), card.folder)
     sections = [
         ("Did it help?", _evaluation(record)),
         ("Base model", _base(card, record)),
@@ -153,6 +154,7 @@ def _evaluation(record: Record) -> str:
         head = ["metric", "examples", "base", "tuned", "difference", "verdict"]
         sure = f"{tasks[0].confidence * 100:g} %"
         lines += ["", _table(head, rows), f"In brackets: {sure} intervals. Measured on rows held out from training."]
+        lines += [base] if (base := base_line(record)) else []
     return "\n".join(lines) + "\n"
 
 

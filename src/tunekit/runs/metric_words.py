@@ -23,8 +23,8 @@ _SHORT = {
 }
 _FEW = {
     "reward": ("reward", number),
-    "reward_accuracy": ("accuracy", percent),
-    "reward_margin": ("margin", number),
+    "reward_accuracy": ("reward accuracy", percent),
+    "reward_margin": ("reward margin", number),
     "kl": ("KL", number),
     "answer_tokens": ("answer", lambda value: f"{count(value)} tokens"),
 }

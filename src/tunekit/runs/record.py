@@ -205,8 +205,9 @@ class SamplePart(_Open):
 
 
 class EvaluationPart(_Open):
-    """All tasks and some samples."""
+    """All tasks and some samples. ``base_is``: what the base is where it is not the model itself, else empty."""
 
+    base_is: str = ""
     tasks: tuple[TaskPart, ...] = ()
     samples: tuple[SamplePart, ...] = ()
     seconds: float = 0.0

@@ -10,6 +10,7 @@ from typing import Any
 
 from tunekit.core.errors import UserError
 from tunekit.core.files import write_atomic
+from tunekit.runs.baseline import with_base
 from tunekit.runs.layout import RunFolder
 from tunekit.runs.metrics import read_metrics
 from tunekit.runs.record import read_record
@@ -31,8 +32,8 @@ def write_report(folder: RunFolder) -> Path:
     Raises:
         UserError: one of the files is damaged.
     """
-    record = read_record(folder)
     scrubber = Scrubber.of_this_machine(folder.path)
+    record = with_base(read_record(folder), folder)
     recipe = scrubber.text(folder.recipe.read_text(encoding="utf-8")) if folder.recipe.exists() else ""
     plan = _as_yaml(scrubber.value(_read_plan(folder.plan))) if folder.plan.exists() else ""
     found, total = read_rollouts(folder.rollouts, MOST_ANSWERS)

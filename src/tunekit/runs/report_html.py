@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tunekit.runs.baseline import base_line
 from tunekit.runs.charts import intervals
 from tunekit.runs.markup import Html, document, tag
 from tunekit.runs.record import Record, TaskPart, TrainingPart
@@ -154,7 +155,11 @@ def _evaluation(record: Record) -> Html | None:
             tag("tbody", [_task(t) for t in record.evaluation.tasks]),
             cls="cards",
         ),
-        tag("p", f"Small figures are {sure} confidence intervals.{paired}", cls="muted small"),
+        tag(
+            "p",
+            f"Small figures are {sure} confidence intervals.{paired} {base_line(record)}".rstrip(),
+            cls="muted small",
+        ),
     )
 
 

@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tunekit.runs.baseline import base_line, with_base
 from tunekit.runs.layout import RunFolder
 from tunekit.runs.record import EvaluationPart, Record, SamplePart, TrainingPart
 from tunekit.runs.verdict import headline, metric_name, show_difference, show_estimate, show_p
@@ -33,6 +34,8 @@ def console_summary(record: Record, folder: RunFolder, next_commands: Sequence[s
     parts: list[RenderableType] = [Text(words.title, style=_TONES[words.tone])]
     if record.evaluation and record.evaluation.tasks:
         parts += ["", evaluation_table(record.evaluation)]
+        if base := base_line(with_base(record, folder)):
+            parts.append(Text(base, style="dim"))
     else:
         parts += [Text(detail, style="dim") for detail in words.details]
     if record.evaluation and record.evaluation.samples:

@@ -61,15 +61,16 @@ _OTHERS = (
         {"reward_spread": "spread of rewards"},
     ),
     ValueChart(
-        "Preference accuracy",
-        "Share of pairs whose chosen answer is worth more to the model than the rejected one. Guessing gets 50 %.",
-        {"reward_accuracy": "preference accuracy"},
+        "Reward accuracy",
+        "Share of pairs whose chosen answer earns more of the method's own reward than the rejected one. Guessing gets "
+        "50 %. It is not the preference accuracy of the evaluation, which asks the model itself.",
+        {"reward_accuracy": "reward accuracy"},
         percent,
     ),
     ValueChart(
         "Reward margin",
-        "How much more the better answers are worth than the worse ones. It grows in training; what counts is "
-        "whether the held-out one grows too.",
+        "How much more of the method's own reward the better answers earn than the worse ones. It grows in training; "
+        "what counts is whether the held-out one grows too.",
         {"reward_margin": "reward margin"},
     ),
     ValueChart(
@@ -206,7 +207,7 @@ def _only(chart: ValueChart, keys: Iterable[str]) -> ValueChart:
 
 
 def value_name(key: str) -> str:
-    """A value's name in words: ``preference accuracy``; of a part of the reward the part's own."""
+    """A value's name in words: ``reward accuracy``; of a part of the reward the part's own."""
     if key.startswith(PART):
         return key.removeprefix(PART)
     if key in _CHART_OF:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from tunekit.runs.record import Estimate, Record, TaskPart
-from tunekit.runs.wording import count, first_line, is_share, number, percent
+from tunekit.runs.wording import amount, count, first_line, is_share, number, percent
 
 Tone = Literal["good", "bad", "neutral"]
 _LONGEST_TITLE = 200  # characters of an error that stand in the headline
@@ -35,9 +36,11 @@ def show_value(task: TaskPart, value: float) -> str:
 
 
 def show_estimate(task: TaskPart, estimate: Estimate | None) -> tuple[str, str]:
-    """A value and its interval: (``58.4 %``, ``54.0–62.7``); ("–", "") for none."""
+    """A value and its interval: (``58.4 %``, ``54.0–62.7``); ("–", "") for none, and one row alone has no interval."""
     if estimate is None:
         return "–", ""
+    if not has_interval(estimate):
+        return show_value(task, estimate.value), ""
     low, high = (show_value(task, n).removesuffix(" %") for n in (estimate.low, estimate.high))
     return show_value(task, estimate.value), f"{low}–{high}"
 
@@ -48,7 +51,12 @@ def show_difference(task: TaskPart) -> tuple[str, str]:
     if found is None:
         return "–", ""
     value, low, high = (_signed(task, n) for n in (found.value, found.low, found.high))
-    return value, f"{low} to {high}"
+    return value, f"{low} to {high}" if has_interval(found) else ""
+
+
+def has_interval(estimate: Estimate) -> bool:
+    """Whether there is an interval: of one example there is none."""
+    return not (math.isnan(estimate.low) or math.isnan(estimate.high))
 
 
 def show_p(p: float | None) -> str:
@@ -106,11 +114,11 @@ def _title(task: TaskPart) -> str:
 def _sentence(task: TaskPart) -> str:
     value, interval = show_difference(task)
     if not interval:
-        return f"{metric_name(task).capitalize()}: {task.verdict} ({count(task.n)} examples)."
+        return f"{metric_name(task).capitalize()}: {task.verdict} ({amount(task.n, 'examples')})."
     p = show_p(task.difference.p_value if task.difference else None)
     unit = " points" if in_percent(task) else ""
     sure = f"{task.confidence * 100:g} % CI {interval}" + (f", {p}" if p else "")
-    examples = f"paired over {count(task.n)} examples"
+    examples = f"paired over {amount(task.n, 'examples')}"
     return f"{metric_name(task).capitalize()}: {task.verdict}, {value}{unit} ({sure}), {examples}."
 
 

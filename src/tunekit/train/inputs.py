@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,11 +13,12 @@ from tunekit.core.errors import TunekitError, raise_all
 from tunekit.core.files import sha256_json
 from tunekit.core.progress import Screen
 from tunekit.core.registry import METHODS
+from tunekit.core.types import Material, Split
 from tunekit.data import cache
 from tunekit.data.examples import ExampleReader
 from tunekit.data.fit import Fitter, TokenFacts, turn_end
 from tunekit.data.groups import make_fitter
-from tunekit.data.ledger import Ledger
+from tunekit.data.ledger import FATES, Ledger
 from tunekit.data.prepare import Prepared, data_key, prepare
 from tunekit.data.readers import builtin
 from tunekit.data.render import Renderer, named_template
@@ -131,6 +132,9 @@ class Inputs:
         """Prepared data, in the cache, or in ``own_folder`` when the recipe wants none kept; as the method wants it."""
         folder = cache.root() if self.recipe.data.cache else own_folder
         prepared = prepare(self.recipe, self.reader, self.fitter, screen, folder)
+        check = getattr(self.recipe.options, "check_rows", None)
+        if check is not None:  # of a method whose rewards need more of a row than its prompt
+            check(_references(prepared))
         further = getattr(METHODS.load(self.recipe.method), "prepare", None)
         return further(self, prepared, screen, folder) if further else prepared
 
@@ -143,6 +147,36 @@ class Inputs:
     def turn_end(self) -> int | None:
         """The id of the token that ends an assistant turn in the chat template; None without a template."""
         return turn_end(self.fitter)
+
+
+def _references(prepared: Prepared) -> Iterator[tuple[str, str]]:
+    """The reference and ``file:line`` of each prepared row."""
+    ledger = Ledger.load(prepared.ledger_path)
+    splits: tuple[Split, ...] = ("train", "eval")
+    for split in splits:
+        data = prepared.dataset(split)
+        if data is not None:
+            numbers = dict.fromkeys(zip((rows[0] for rows in data["rows"]), data["reference"], strict=True))
+            yield from ((reference, str(ledger[number].origin)) for number, reference in numbers)
+
+
+def said_of_rows(facts: dict[str, Any], material: Material) -> list[str]:
+    """Lines on each split: what became of its rows, and why of those that are not kept.
+
+    Args:
+        facts: of the prepared data.
+        material: prompts have no trained tokens: a model's own answers to them are trained.
+    """
+    lines = []
+    for split, counts in facts["summary"].items():
+        sums = " + ".join(f"{counts[fate]:,} {fate}" for fate in FATES if counts[fate])
+        if material == "prompts":
+            tokens = f"{counts['kept'] + counts['truncated']:,} prompts of {counts['tokens']:,} tokens"
+        else:
+            tokens = f"{counts['trained_tokens']:,} of {counts['tokens']:,} tokens trained"
+        lines.append(f"{split}: {counts['rows']:,} rows = {sums}; {tokens}")
+        lines += [f"  {number:,} x {reason}" for reason, number in list(counts["reasons"].items())[:5]]
+    return lines
 
 
 def eval_items(prepared: Prepared) -> list[EvalItem]:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunekit.core import startup
-from tunekit.core.errors import MachineError, Stopped, TunekitError, UserError
+from tunekit.core.errors import DataError, MachineError, Stopped, TunekitError, UserError
 from tunekit.core.files import write_atomic
 from tunekit.core.progress import Screen
 from tunekit.data.prepare import Prepared
 from tunekit.data.sources import is_hub
 from tunekit.model.names import resolve_name
 from tunekit.plan.plan import Plan
+from tunekit.recipe.kinds import material_of
 from tunekit.runs.card import Card, write_card
 from tunekit.runs.environment import git_state, library_versions
 from tunekit.runs.layout import RunFolder
@@ -25,7 +26,7 @@ from tunekit.runs.record import ProgressPart, Record, ResumePart, read_record, w
 from tunekit.runs.report import write_report
 from tunekit.runs.table import progress_of
 from tunekit.runs.wording import now_utc
-from tunekit.train.inputs import Inputs, planned_steps
+from tunekit.train.inputs import Inputs, planned_steps, said_of_rows
 from tunekit.train.signals import StopRequest, stop_signals
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ def run(job: Job, screen: Screen) -> Record:
     """Makes a run: prepares data, trains, evaluates, saves, and writes record and report, also when it fails.
 
     Raises:
-        TunekitError: of the kind that fits the cause; the record says so too.
+        TunekitError: of the kind that fits the cause; the record says so too. A run that is refused (UserError,
+            DataError) before its first step leaves no folder.
         Stopped: somebody asked it to end.
     """
     from tunekit.train.resume import is_run, make_ready
@@ -109,6 +111,9 @@ def run(job: Job, screen: Screen) -> Record:
                 for path, content in before.items():
                     write_atomic(path, content)
                 raise
+            if resumed is None and isinstance(error, (UserError, DataError)) and not _begun(folder, made.record):
+                shutil.rmtree(folder.path)  # refused before the first step: there is nothing to go on with
+                raise
             record = _ended_by(made.record, error)
             write_record(folder, record.updated(progress=progress_of(folder, record)))
             write_report(folder)
@@ -119,6 +124,11 @@ def run(job: Job, screen: Screen) -> Record:
         write_record(folder, record)
         write_report(folder)
         return record
+
+
+def _begun(folder: RunFolder, record: Record) -> bool:
+    """Whether a step was done."""
+    return progress_of(folder, record).step > 0
 
 
 def _resumed(job: Job, folder: RunFolder, screen: Screen) -> Resumption | None:
@@ -208,7 +218,8 @@ def _make(
         progress = ProgressPart(planned_steps=planned_steps(plan, prepared.facts))
         made.record = made.record.updated(data=_data_part(prepared), seconds=seconds, progress=progress)
         write_record(folder, made.record)
-        say_ledger(prepared.facts, screen)
+        for line in said_of_rows(prepared.facts, material_of(plan.recipe)):
+            screen.say(line)
         checkpoint = resumed.checkpoint.folder if resumed is not None and resumed.checkpoint is not None else None
         outcome = _trained(job, folder, prepared, screen, checkpoint, stop)
     made.record = made.record.updated(
@@ -252,14 +263,3 @@ def _trained(
 def _data_part(prepared: Prepared) -> dict[str, Any]:
     facts = prepared.facts
     return {"fingerprint": facts["fingerprint"], "splits": facts["summary"]}
-
-
-def say_ledger(facts: dict[str, Any], screen: Screen) -> None:
-    """One line a split: what became of its rows."""
-    for split, counts in facts["summary"].items():
-        fates = ("kept", "truncated", "dropped", "duplicate", "unused")
-        sums = " + ".join(f"{counts[fate]:,} {fate}" for fate in fates if counts[fate])
-        tokens = f"{counts['trained_tokens']:,} of {counts['tokens']:,} tokens trained"
-        screen.say(f"{split}: {counts['rows']:,} rows = {sums}; {tokens}")
-        for reason, number in list(counts["reasons"].items())[:5]:
-            screen.say(f"  {number:,} x {reason}")

@@ -98,7 +98,8 @@ class Session:
             trainer = self._rehearsed(trainer)
         if trainer.padded_because:
             self.screen.say(f"this run pads its batches ({trainer.padded_because}); group_by_length wastes less")
-        baseline = self._measure(trainer, items, "base model", base=True) if self.plan.recipe.eval.baseline else None
+        base = "policy as it begins, the base of the comparison" if self.plan.base_is else "base model"
+        baseline = self._measure(trainer, items, base, base=True) if self.plan.recipe.eval.baseline else None
         trainer = self._train(trainer)
         tuned = self._measure(trainer, items, "tuned model")
         if tuned is not None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tunekit.plan.plan import Plan
 
 
-class _EvaluationCut(Exception):
+class EvaluationCut(Exception):
     """The run was asked to stop in the middle of an evaluation."""
 
 
@@ -235,7 +235,7 @@ class TunekitTrainer(Guarding):
             self.settle()
         try:
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, *args, **kwargs)  # type: ignore[misc]
-        except _EvaluationCut:
+        except EvaluationCut:
             self.pending_evaluation, self.stopping = True, True
             self.control.should_evaluate = self.control.should_save = False
             self.control.should_training_stop = True
@@ -280,7 +280,7 @@ class TunekitTrainer(Guarding):
                 self.pulse(f"evaluating, step {self.state.global_step}")
                 if self.ranks.sum([self.stop.signum is not None])[0]:
                     model.train()
-                    raise _EvaluationCut
+                    raise EvaluationCut
                 share = self.local_share(model, batch)  # type: ignore[attr-defined]
                 total[0] += float(share.total)
                 total[1] += share.items

@@ -1,6 +1,6 @@
 """Answers that were found good or bad: {messages, label} or {prompt, completion or response, label}.
 
-``label`` is true or false (1 and 0 will do, and the texts true and false of a csv file). It judges the last answer;
+``label`` is true or false, or 1 or 0, or one of the words of `VERDICTS`, in any case. It judges the last answer;
 ``system`` and ``tools`` may be columns.
 """
 
@@ -28,7 +28,10 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "tools": ("tools", "functions"),
 }
 REQUIRED = ("label",)
-VERDICTS = {"true": True, "false": False, "1": True, "0": False}
+GOOD = ("true", "1", "yes", "good", "desirable", "chosen", "accepted")
+BAD = ("false", "0", "no", "bad", "undesirable", "rejected")
+VERDICTS = dict.fromkeys(GOOD, True) | dict.fromkeys(BAD, False)
+"""What a label says, by its text."""
 
 
 def matches(row: Mapping[str, Any]) -> bool:
@@ -68,7 +71,8 @@ def to_example(row: Mapping[str, Any], columns: Mapping[str, str]) -> Judged:
     good = _verdict(label)
     if good is None:
         where = f"column '{shown(row, columns, 'label', FIELDS['label'])}'"
-        raise RowError(f"{where}: true or false expected, found {kind(label)}")
+        found = f"the text {label[:30]!r}" if isinstance(label, str) else kind(label)
+        raise RowError(f"{where}: true or false expected, or a word such as good or bad, yes or no; found {found}")
     return Judged(
         Example(answered(turns, complete, "the judged answer"), tools_in(row, columns, FIELDS["tools"])), good
     )

@@ -7,6 +7,7 @@ A plug-in has a ``Config``, a `_shared.block.RewardBlock` with ``kind: Literal[i
   relative paths begin.
 
 Beside them there may be ``check(config, folder)``, asked before any model is loaded in the place of ``open``,
-``fault(reference, config)``, what keeps a row's right answer from being used, in words, else empty, and
+``fault(reference, config)``, what keeps a row's right answer from being used, in words, else empty (what is special
+about the row behind a colon: rows are counted by what stands before it), and
 ``default_name(config)``, what a block without a name is called, where that is not its kind.
 """

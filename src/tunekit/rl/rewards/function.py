@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from tunekit.rl.contract import Answer
-from tunekit.rl.rewards._shared.block import RewardBlock
+from tunekit.rl.rewards._shared.block import RewardBlock, unfit
 from tunekit.rl.rewards._shared.places import find
 from tunekit.rl.rewards._shared.users import UsersFunction
 
@@ -19,7 +19,10 @@ _FORM = re.compile(r"(?s)(?P<file>.+\.py):(?P<name>[^\W\d]\w*)\Z")
 
 def _formed(text: str) -> str:
     if not _FORM.match(text):
-        raise ValueError("of the form `path/to/file.py:name`")
+        file = re.split(r"\.py|:", text)[0] or "my_rewards"
+        name = text.rpartition(":")[2] if ":" in text else ""
+        example = f"{file}.py:{name if name.isidentifier() else 'name_of_the_function'}"
+        raise unfit("of the form `path/to/file.py:name`", f"for example `function: {example}`")
     return text
 
 
@@ -44,4 +47,5 @@ def open(config: Config, folder: Path) -> Callable[[Sequence[Answer]], list[floa
         UserError: no such file or function, or a file that cannot be run.
     """
     file, _, name = config.function.rpartition(":")
-    return UsersFunction(find(file, folder, "file"), name)
+    fix = f"write it, with `def {name}(completions, **columns):` in it, or give its path from the recipe's folder"
+    return UsersFunction(find(file, folder, "file", fix), name)

@@ -33,7 +33,7 @@ def open(config: Config, folder: Path) -> Callable[[Sequence[Answer]], list[floa
     metric = METRICS.load("json_valid" if schema is None else "json_schema")
     options: dict[str, Any] = {}
     if isinstance(schema, str):
-        options = {"path": find(schema, folder, "JSON Schema")}
+        options = {"path": find(schema, folder, "JSON Schema", "give its path from the recipe's folder")}
     elif schema is not None:
         options = {"schema": schema}
     wanted = metric.Config(**options)

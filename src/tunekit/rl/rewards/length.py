@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from tunekit.rl.contract import Answer
-from tunekit.rl.rewards._shared.block import RewardBlock
+from tunekit.rl.rewards._shared.block import RewardBlock, unfit
 
 
 class Config(RewardBlock):
@@ -27,9 +27,10 @@ class Config(RewardBlock):
     def _one(self) -> Config:
         ranged = self.min is not None or self.max is not None
         if ranged == (self.target is not None):
-            raise ValueError("either with a `target`, or with `min`, `max` or both")
+            fix = "for example `{kind: length, max: 200}`; leave out the `target`, or `min` and `max`"
+            raise unfit("either with a `target`, or with `min`, `max` or both", fix)
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"with a `min` ({self.min}) that is not above `max` ({self.max})")
+            raise unfit(f"with a `min` ({self.min}) that is not above `max` ({self.max})", "exchange the two")
         return self
 
 

@@ -28,6 +28,10 @@ def default_name(config: Config) -> str:
     return Path(config.model).name or "model"
 
 
+def _place(config: Config, folder: Path) -> Path:
+    return find(config.model, folder, "folder", "train a reward model with `tunekit reward`, and name its run")
+
+
 def check(config: Config, folder: Path) -> None:
     """Reads what the model's folder says of itself; loads no weights.
 
@@ -36,7 +40,7 @@ def check(config: Config, folder: Path) -> None:
     """
     from tunekit.rl import reward_model
 
-    reward_model.find(find(config.model, folder, "folder"))
+    reward_model.find(_place(config, folder))
     reward_model.device_of(config.device)
 
 
@@ -48,7 +52,7 @@ def open(config: Config, folder: Path) -> Callable[[Sequence[Answer]], list[floa
     """
     from tunekit.rl.reward_model import RewardModel
 
-    model = RewardModel.load(find(config.model, folder, "folder"), device=config.device)
+    model = RewardModel.load(_place(config, folder), device=config.device)
 
     def scores(answers: Sequence[Answer]) -> list[float]:
         conversations = [_conversation(answer) for answer in answers]

@@ -27,7 +27,7 @@ def fault(reference: str, config: Config) -> str:
     if not reference:
         return NO_ANSWER
     number = METRICS.load("numeric_answer").last_number(reference)
-    return f"there is no number in the right answer {reference[:60]!r}" if number is None else ""
+    return f"there is no number in the right answer: {reference[:60]!r}" if number is None else ""
 
 
 def score(answers: Sequence[Answer], config: Config) -> list[float]:

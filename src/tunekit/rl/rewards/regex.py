@@ -9,14 +9,15 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from tunekit.rl.contract import Answer
-from tunekit.rl.rewards._shared.block import RewardBlock
+from tunekit.rl.rewards._shared.block import RewardBlock, unfit
 
 
 def _compiled(pattern: str) -> str:
     try:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"a regular expression ({error})") from None
+        fix = f"for the text itself write {re.escape(pattern)}; in YAML put a pattern between single quotes"
+        raise unfit(f"a regular expression ({error})", fix) from None
     return pattern
 
 

@@ -8,8 +8,8 @@ from tunekit.core.errors import UserError
 from tunekit.core.registry import nearest
 
 
-def find(path: str, folder: Path, what: str) -> Path:
-    """A file or folder, looked for in ``folder`` and then in the working folder.
+def find(path: str, folder: Path, what: str, fix: str = "name one that is there") -> Path:
+    """A file or folder, looked for in ``folder`` and then in the working folder; ``fix``: what to do if it is missing.
 
     Raises:
         UserError: it is in neither; what is there with nearly the same name is named.
@@ -20,7 +20,7 @@ def find(path: str, folder: Path, what: str) -> Path:
         if place.exists():
             return place
     looked = " and ".join(str(place) for place in places)
-    raise UserError(f"there is no {what} '{path}'", where="reward", fix=_close(places) or f"looked for {looked}")
+    raise UserError(f"there is no {what} '{path}'", fix=_close(places) or f"{fix} (looked for {looked})")
 
 
 def _close(places: list[Path]) -> str:

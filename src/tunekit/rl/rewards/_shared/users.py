@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from tunekit.core.errors import TunekitError, UserError, out_of_memory
-from tunekit.core.registry import did_you_mean
+from tunekit.core.registry import did_you_mean, nearest
 from tunekit.rl.contract import Answer
 
 _SHOWN = 60  # characters of an answer in a message
@@ -134,11 +134,15 @@ def _module(path: Path) -> ModuleType:
 
 
 def _function(module: ModuleType, path: Path, name: str) -> Callable[..., Any]:
-    functions = [key for key, value in vars(module).items() if inspect.isroutine(value) and not key.startswith("_")]
+    own = [key for key, value in vars(module).items() if _is_own(value, module) and not key.startswith("_")]
     found = getattr(module, name, None)
     if found is None or not callable(found):
         what = f"there is no function '{name}' in this file"
-        fix = did_you_mean(name, functions) if functions else "it has no functions"
+        if hasattr(module, name):
+            what = f"'{name}' is no function, but of type {type(found).__name__}"
+        listed = f"functions in the file: {', '.join(own)}"
+        close = nearest(name, [key for key in own if key != name])
+        fix = f"did you mean '{close}'?" if close else listed if own else f"write one: `def {name}(completions):`"
         raise UserError(what, where=str(path), fix=fix)
     if inspect.iscoroutinefunction(found) or inspect.isclass(found):
         what = f"'{name}' is {'a class' if inspect.isclass(found) else 'an async function'}"
@@ -147,6 +151,11 @@ def _function(module: ModuleType, path: Path, name: str) -> Callable[..., Any]:
         what = f"the function '{name}' has parameters that cannot be given by name"
         raise UserError(what, where=str(path), fix="take the `/` out of its parameters")
     return found  # type: ignore[no-any-return]
+
+
+def _is_own(value: Any, module: ModuleType) -> bool:
+    """Whether it is a function of the file itself: what the file imports is seldom a reward."""
+    return inspect.isfunction(value) and value.__module__ == module.__name__
 
 
 def _signature(function: Callable[..., Any]) -> list[inspect.Parameter]:
