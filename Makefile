@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+EXTRAS := $(VENV)/.extras
 # Waiting threads that spin make training up to ten times slower when another process needs a core.
 export OMP_WAIT_POLICY := PASSIVE
 
@@ -18,7 +19,7 @@ test: $(STAMP)  ## the tests, two files at a time but for those that fork
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(FORKING))
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(FORKING)
 
-test-all: $(STAMP)  ## the slow tests as well
+test-all: $(EXTRAS)  ## the slow tests as well, and those of packages that are extras
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "slow or not slow"
 
 check: $(STAMP)  ## ruff, mypy, layers and house limits
@@ -51,6 +52,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,bnb,eval,harness,tensorboard]'
 	touch $(STAMP)
+
+# llama-cpp-python has no wheel: it is built here, in minutes
+$(EXTRAS): $(STAMP)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[compress,gguf]'
+	touch $(EXTRAS)
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,5 @@
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -340,13 +341,19 @@ def valid(value, schema, root):
     return all(rules[keyword](s) for keyword, s in schema.items() if keyword not in _SPOKEN_OF)
 
 
+@cache
+def schema_of_all():
+    """Made once: it takes seconds, and nobody changes it."""
+    return full_schema()
+
+
 def schemas():
-    return [full_schema(), *(recipe_type(name).model_json_schema() for name in METHODS.names)]
+    return [schema_of_all(), *(recipe_type(name).model_json_schema() for name in METHODS.names)]
 
 
 @pytest.mark.parametrize("text", [FULL, GOOD, *(METHODS.load(name).RECIPE for name in METHODS.names)])
 def test_the_schema_accepts_good_recipes(text):
-    schema = full_schema()
+    schema = schema_of_all()
     assert valid(parse(text, "x").value, schema, schema)
 
 
@@ -363,7 +370,7 @@ def test_the_schema_accepts_good_recipes(text):
     ],
 )  # fmt: skip
 def test_the_schema_rejects_bad_recipes(name):
-    schema = full_schema()
+    schema = schema_of_all()
     assert not valid(parse(RECIPES[name][0], "x").value, schema, schema)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import importlib
 import importlib.util
@@ -78,8 +77,11 @@ class Registry:
             return (self.load(name).__doc__ or "").strip().splitlines()[0]
         spec = importlib.util.find_spec(f"{self.package}.{name}")
         assert spec is not None and spec.origin is not None, name
-        text = Path(spec.origin).read_text(encoding="utf-8")
-        return (ast.get_docstring(ast.parse(text)) or "").strip().splitlines()[0]
+        with Path(spec.origin).open(encoding="utf-8") as file:
+            first = file.readline()
+        assert first.startswith('"""'), f"{spec.origin} begins with its docstring"
+        return first[3:].split('"""')[0].strip()
+
 
 
 METHODS = Registry("tunekit.methods", "method")
@@ -92,3 +94,4 @@ ENGINES = Registry("tunekit.evaluate.engines", "engine")
 REWARDS = Registry("tunekit.rl.rewards", "reward")
 BACKENDS = Registry("tunekit.compress.backends", "quantization backend")
 EXPORTS = Registry("tunekit.compress.exports", "export")
+PRUNERS = Registry("tunekit.compress.prune.ways", "way of pruning")

@@ -16,7 +16,7 @@ from tunekit.core.errors import Problem, UserError, raise_all
 
 Path_ = tuple[str | int, ...]
 MAX_BYTES = 1 << 20
-MAX_NODES = 20_000
+MAX_NODES = 10_000
 MAX_DEPTH = 40
 
 # a longer row of digits is no number that a recipe means, and Python refuses to convert it
