@@ -365,3 +365,17 @@ def test_the_store_is_opened_by_many_at_the_same_time(tmp_path):
     with opened(tmp_path / "new" / "answers.sqlite") as store:
         known = store.known([f"{number}-{n}" for number in range(8) for n in range(20)])
     assert faults == [] and len(known) == 160
+
+
+def test_kept_answers_are_listed_and_cleared(run, tmp_path):
+    kept = tmp_path / "home" / "tunekit" / "answers"
+    assert "files of answers" not in run("data", "cache", "list").stdout
+    done = run(*TINY, "--data", "rows.jsonl", "--tasks", "perplexity", "--quiet")
+    assert done.exit_code == 0, done.output
+    (kept / "verdicts.sqlite-wal").write_bytes(b"0" * 100)  # without its database: not one of ours
+    assert "1 files of answers of evaluations" in run("data", "cache", "list").stdout
+    assert "deleted 0" in run("data", "cache", "clear").stdout and len(list(kept.glob("*.sqlite"))) == 1
+    assert "deleted 0" in run("data", "cache", "clear", "--answers", "--older-than", "1").stdout
+    assert "deleted 1" in run("data", "cache", "clear", "--answers").stdout
+    assert [path.name for path in kept.iterdir()] == ["verdicts.sqlite-wal"]
+    assert "answers are known" not in run(*TINY, "--data", "rows.jsonl", "--tasks", "perplexity").output

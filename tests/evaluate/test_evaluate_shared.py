@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tunekit.core.progress import Silent
-from tunekit.evaluate import likelihoods
+from tunekit.evaluate import likelihoods, sharing
 from tunekit.evaluate.abilities import takes_cache
 from tunekit.evaluate.contract import Likelihood, Prompt
 from tunekit.evaluate.local import TransformersEngine
@@ -134,13 +134,53 @@ def test_the_choice_of_one_token_needs_no_second_pass():
     assert len(passes) == 1 and all(a.tokens == 1 for a in found)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "mistral"])
+@pytest.mark.parametrize("before", [9, 70])
+def test_what_choices_begin_with_is_read_and_scored_once(name, before):
+    """Choices that part after 0, 3 and 5 tokens, one that another begins with, equal ones, other flags."""
+    model = build(name)
+    said, begin = [21, 22, 23, 24, 25, 26], [1 + n % 40 for n in range(before)]
+    requests = [
+        request([*begin, first], target, skipped)
+        for first in (41, 42, 43, 44, 45)
+        for target, skipped in ((said, ()), ([*said[:5], 9, 8, 7], ()), ([*said[:3], 5], ()), (said[:4], ()),
+                                (said, ()), (said, (2, 4)), ([30, 31], ()), (said, (3,)))
+    ]  # fmt: skip
+    requests += [request([*begin, first], [*said, first]) for first in (46, 47)]
+    wanted = answers(model, requests, share=False)
+    for options in ({}, {"batch_size": 3}, {"batch_size": 2, "batch_tokens": 40}):
+        found = answers(model, requests, **options)
+        assert [one.value for one in found] == pytest.approx([one.value for one in wanted], abs=1e-4)
+        assert [(one.tokens, one.greedy) for one in found] == [(one.tokens, one.greedy) for one in wanted]
+
+
+def test_the_common_beginning_of_choices_is_not_read_again():
+    model = build("llama")
+    common, ends = [7] * 20, ([1, 2], [3, 4], [5, 6])
+    requests = [request([first, *range(10, 19)], [*common, *end]) for first in (1, 2) for end in ends]
+    read = []
+    hook = model.model.embed_tokens.register_forward_hook(lambda _, args, __: read.append(args[0].numel()))
+    found = answers(model, requests)
+    hook.remove()
+    assert sum(read) == 2 * (10 + 20) + 6 and [one.tokens for one in found] == [22] * 6
+    (cluster,) = sharing.plan(requests, share=True)[1]
+    assert [(len(group.context), len(group.more)) for group in cluster.groups] == [(10, 20)] * 2
+
+
+def test_the_first_of_equal_tokens_is_the_likeliest():
+    logits = torch.tensor([[1.0, 3.0, 3.0], [1.0, 3.0, 3.0], [2.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
+    found = likelihoods._is_other(logits, torch.tensor([1, 2, 0, 1]))
+    assert found.tolist() == (logits.argmax(-1) != torch.tensor([1, 2, 0, 1])).tolist() == [False, True, False, True]
+    assert likelihoods._is_other(logits[:1], torch.tensor([0])).tolist() == [True]
+
+
 def test_questions_that_begin_otherwise_are_clusters_of_their_own():
     two = questions(90, 5, 2, seed=1) + questions(70, 6, 2, seed=2)
-    alone, clusters = likelihoods.plan(two, share=True)
+    alone, clusters = sharing.plan(two, share=True)
     assert alone == [] and sorted((c.start, len(c.groups)) for c in clusters) == [(70, 6), (90, 5)]
-    assert likelihoods.plan(two, share=False) == (list(range(len(two))), [])
+    assert sharing.plan(two, share=False) == (list(range(len(two))), [])
     singles = questions(0, 6, 1)
-    assert likelihoods.plan(singles, share=True) == (list(range(6)), [])
+    assert sharing.plan(singles, share=True) == (list(range(6)), [])
 
 
 def test_texts_beyond_the_border_of_a_position_scaling_are_alone():
@@ -181,3 +221,66 @@ def test_what_is_written_does_not_depend_on_the_batch(name, temperature):
     alone = written(model, prompts, 1)
     assert written(model, prompts, 3) == alone == written(model, prompts, 8)
     assert [len(text.split()) for text in alone] == [4 + size % 7 for size in sizes]
+
+
+def test_batches_with_the_least_padding_are_found():
+    """Against every way to part a few lengths, by brute force."""
+    from itertools import combinations, pairwise
+
+    from tunekit.evaluate.batches import cheap_batches
+
+    draw = random.Random(4)
+    for _ in range(40):
+        lengths = [draw.choice((1, 2, 9, 30)) + draw.randrange(6) for _ in range(draw.randint(1, 8))]
+        rows, tokens, overhead = draw.randint(1, 5), draw.choice((20, 60, 1000)), draw.choice((0, 5, 40))
+        found = cheap_batches(lengths, rows=rows, tokens=tokens, overhead=overhead)
+        assert sorted(place for batch in found for place in batch) == list(range(len(lengths)))
+
+        def cost(batches, overhead=overhead):
+            return sum(overhead + max(batch) * len(batch) for batch in batches)
+
+        def fits(batch, rows=rows, tokens=tokens):
+            return len(batch) <= rows and (len(batch) == 1 or max(batch) * len(batch) <= tokens)
+
+        longest_first, ways = sorted(lengths, reverse=True), []
+        for count in range(len(lengths)):
+            for cuts in combinations(range(1, len(lengths)), count):
+                parts = [longest_first[a:b] for a, b in pairwise((0, *cuts, len(lengths)))]
+                ways += [cost(parts)] if all(map(fits, parts)) else []
+        mine = [[lengths[place] for place in batch] for batch in found]
+        assert all(map(fits, mine)) and cost(mine) == min(ways)
+        alike = cheap_batches(lengths, rows=rows, tokens=tokens, overhead=overhead, padding=False)
+        assert all(len({lengths[place] for place in batch}) == 1 for batch in alike)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "mistral", "gemma2"])
+def test_places_of_rows_that_ended_are_taken_and_the_cache_grows(name, monkeypatch):
+    """Room for three tokens at a time; batches that few tokens bound begin narrower than they become."""
+    from tunekit.evaluate import slots
+
+    monkeypatch.setattr(slots, "ROOM", 3)
+    model, draw = build(name), random.Random(5)
+    model.generation_config.eos_token_id = None
+
+    class Bare:
+        eos_token_id = pad_token_id = None
+
+        def decode(self, ids, **_):
+            return " ".join(map(str, ids))
+
+    asked = [
+        Prompt(tuple(draw.randrange(1, 60) for _ in range(draw.randint(1, 30))), draw.randint(1, 20)) for _ in range(23)
+    ]
+
+    def alone(prompt):
+        ids = list(prompt.ids)
+        for _ in range(prompt.max_new_tokens):
+            with torch.no_grad():
+                ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        return ids[len(prompt.ids) :]
+
+    wanted = [alone(prompt) for prompt in asked]
+    assert len({tuple(ids) for ids in wanted}) > 15
+    for options in ({"batch_size": 4}, {"batch_size": 8, "batch_tokens": 45}, {"batch_size": 64}, {"batch_size": 1}):
+        engine = TransformersEngine(model, Bare(), **options)
+        assert engine.tokens(asked, Silent(), "answers") == wanted, options

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tunekit.core.errors import UserError
-from tunekit.evaluate.module import hub_metric, module
+from tunekit.evaluate.module import module
 from tunekit.evaluate.scoring import score
 
 
@@ -66,31 +66,8 @@ def test_probabilities_and_samples():
     assert passed.compute(predictions=[["x = 1", "x = 2"]], references=["assert x == 1"]) == {"pass_at_k": 0.5}
 
 
-def test_refusals(monkeypatch):
+def test_refusals():
     with pytest.raises(UserError, match="unknown metric 'bluu'"):
         module("bluu")
     with pytest.raises(UserError, match="has no option 'lower'"):
         module("bleu", lower=True)
-    with pytest.raises(UserError, match="is a program on the Hugging Face Hub"):
-        hub_metric("owner/metric")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match="no metric 'owner/metric', or it cannot be reached"):
-        hub_metric("owner/metric", allow_code_execution=True)
-
-
-def test_a_metric_of_the_library_from_a_folder(tmp_path, monkeypatch):
-    folder = tmp_path / "halves"
-    folder.mkdir()
-    (folder / "halves.py").write_text(
-        "import datasets\n"
-        "import evaluate\n"
-        "class Halves(evaluate.Metric):\n"
-        "    def _info(self):\n"
-        "        kinds = {'predictions': datasets.Value('float'), 'references': datasets.Value('float')}\n"
-        "        return evaluate.MetricInfo(description='', citation='', features=datasets.Features(kinds))\n"
-        "    def _compute(self, predictions, references):\n"
-        "        return {'halves': sum(predictions) / 2}\n"
-    )
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    found = hub_metric(str(folder), allow_code_execution=True)
-    assert found.compute(predictions=[4.0], references=[0.0]) == {"halves": 2.0}

@@ -142,11 +142,12 @@ def test_there_are_recipes():
 def test_a_recipe_loads_and_its_rows_are_read(path, data, monkeypatch):
     from tunekit.core.progress import Silent
     from tunekit.exam import session
+    from tunekit.exam.tasks import tasks_of
 
     monkeypatch.setenv("JUDGE_KEY", "secret")
     (data / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
     exam = load(data / path.name, [])
-    tasks = session.tasks_of(exam)
+    tasks = tasks_of(exam)
     reader = session.Reader(data, None, exam.max_drop_rate, Silent())
     for task in tasks:
         if task.module.READS == "rows":

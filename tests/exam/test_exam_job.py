@@ -205,7 +205,7 @@ def test_an_adapter_s_settings_make_other_answers(job, adapter, questions, kept)
 
 
 def test_what_the_recipe_says_for_all_tasks_reaches_those_with_a_key_of_their_own(job):
-    from tunekit.exam.session import tasks_of
+    from tunekit.exam.tasks import tasks_of
 
     questions = {"kind": "questions", "prompt": "{a}", "reference": "b", "temperature": 1.0}
     harness = {"kind": "harness", "tasks": ["piqa"]}
@@ -334,3 +334,25 @@ def test_damaged_kept_answers_are_told(job, questions, tmp_path):
     store.write_bytes(b"not a database at all" * 100)
     with pytest.raises(MachineError, match="kept answers cannot be read"):
         job(target="again", **given).run()
+
+
+def test_p_values_of_several_tasks_account_for_one_another(tmp_path):
+    """By hand: Holm multiplies the smallest of three by 3, the next by 2; a task without a p-value does not count."""
+    from exam_for_tests import RECORD, task
+
+    from tunekit.exam.facts import ExamRecord
+    from tunekit.exam.markdown import markdown
+    from tunekit.exam.results import with_adjusted
+
+    def compared(p, verdict="better"):
+        return task("t", "accuracy", 9, (0.1, 0.0, 0.2), (0.3, 0.2, 0.4), (0.2, 0.1, 0.3, p), verdict)
+
+    alone = task("u", "accuracy", 9, None, (0.3, 0.2, 0.4), None, None)
+    record = ExamRecord.model_validate(RECORD | {"tasks": [compared(0.03), alone, compared(0.01), compared(0.02)]})
+    found = with_adjusted(record.tasks)
+    assert [one.adjusted for one in found] == [pytest.approx(0.04), None, pytest.approx(0.03), pytest.approx(0.04)]
+    page = markdown(record.model_copy(update={"tasks": found}))
+    assert "p = 0.010, adjusted p = 0.030" in page and "Adjusted p-values account for one another (Holm)" in page
+    single = with_adjusted(record.tasks[:2])
+    assert [one.adjusted for one in single] == [None, None]
+    assert "adjusted" not in markdown(record.model_copy(update={"tasks": single, "forgetting": None}))

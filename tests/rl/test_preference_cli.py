@@ -145,10 +145,11 @@ def test_what_a_run_left_is_merged_and_evaluated_or_refused_in_words(run, tmp_pa
     for method in ("dpo", "reward"):
         done = run(method, lora, "data.eval={count: 4}", command=[method, f"{method}.yaml", "-o", f"run-{method}"])
         assert done.exit_code == 0, done.output
-    for command in (["merge", "run-reward", "-o", "merged"], ["eval", "-m", "run-reward"]):
-        done = run("reward", command=command)
-        assert done.exit_code == 2, done.output
-        assert "this is a reward model: it scores answers, and writes none" in done.output
+    done = run("reward", command=["merge", "run-reward", "-o", "merged"])
+    assert done.exit_code == 2, done.output
+    assert "this is a reward model: it scores answers, and writes none" in done.output
+    done = run("reward", command=["eval", "-m", "run-reward", "-o", "scored"])
+    assert done.exit_code == 0 and "preference accuracy" in done.output, done.output
     assert not (tmp_path / "merged").exists()
     done = run("dpo", command=["eval", "-m", "run-dpo", "-o", "found"])
     assert done.exit_code == 0, done.output

@@ -1,4 +1,4 @@
-"""Verbs about the cache of prepared data: why, list, clear."""
+"""Verbs about what is kept to save time, prepared data and answers of evaluations: why, list, clear."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ def list_(debug: Debug = False) -> None:
     """
     with guard(debug=debug):
         from tunekit.data import cache
+        from tunekit.exam.answers import kept_answers, stores
 
         entries = cache.kept(cache.root())
         for entry in entries:
@@ -55,20 +56,41 @@ def list_(debug: Debug = False) -> None:
         if references:
             size = sum(entry.size for entry in references) / 1e6
             typer.echo(f"{len(references)} references of preference methods, {size:.1f} MB in {cache.reference_root()}")
+        answers = stores()
+        if answers:
+            size, oldest = sum(one.size for one in answers) / 1e6, (time.time() - answers[-1].used) / 86_400
+            typer.echo(
+                f"{len(answers)} files of answers of evaluations, {size:.1f} MB, up to {oldest:.1f} days old in "
+                f"{kept_answers()}"
+            )
 
 
 @app.command("clear")
 def clear(
     days: Annotated[float, typer.Option("--older-than", min=0, help="Only what was not used for so many days.")] = 0.0,
+    answers: Annotated[
+        bool, typer.Option("--answers", help="The answers of models and the verdicts of judges, in place of data.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Delete kept data; it is prepared again when needed.
 
+    Answers that `tunekit eval` keeps cost more than time where a server is paid for them: they go with --answers alone.
+
     Example: [bold]tunekit data cache clear --older-than 30[/bold]
+
+    Example: [bold]tunekit data cache clear --answers[/bold]
     """
     with guard(debug=debug):
         from tunekit.data import cache
+        from tunekit.exam.answers import stores
 
+        if answers:
+            old = [one for one in stores() if time.time() - one.used >= days * 86_400]
+            for file in [file for one in old for file in one.files]:
+                file.unlink(missing_ok=True)
+            typer.echo(f"deleted {len(old)}, {sum(one.size for one in old) / 1e6:.1f} MB")
+            return
         everything = [*cache.kept(cache.root()), *cache.kept(cache.reference_root())]
         entries = [entry for entry in everything if time.time() - entry.used >= days * 86_400]
         for entry in entries:

@@ -66,7 +66,7 @@ class Asked(Protocol):
         """``file:line`` of the row."""
 
 
-def refuse_empty(items: Sequence[Row]) -> None:
+def refuse_empty(items: Sequence[Any]) -> None:
     """Refuses to evaluate on nothing.
 
     Raises:

@@ -121,11 +121,26 @@ class Generated:
     ended: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Token ids of a conversation with its answer, as a reward model reads it: the score is that of the last token."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The answer to a `Conversation`: what a reward model's head says of it; higher is better, 0 means nothing."""
+
+    value: float
+    tokens: int
+
+
 class Engine(Protocol):
     """A model that answers requests, in the order of the requests, whatever order it computes them in.
 
-    ``likelihoods`` and ``generate`` call ``done`` with a request's index and answer as soon as it is known, so that
-    what is computed can be kept.
+    It calls ``done`` with a request's index and answer as soon as it is known, so that what is computed can be kept.
+    A model that writes has no scores, and a reward model gives nothing else: the other kind of request is refused.
     """
 
     @property
@@ -153,6 +168,15 @@ class Engine(Protocol):
         done: Callable[[int, Generated], None] = lambda index, answer: None,
     ) -> list[Generated]:
         """Answers prompts; ``what`` names the work on the screen."""
+
+    def scores(
+        self,
+        requests: Sequence[Conversation],
+        screen: Screen,
+        what: str,
+        done: Callable[[int, Score], None] = lambda index, answer: None,
+    ) -> list[Score]:
+        """Scores conversations; ``what`` names the work on the screen."""
 
 
 class Spec(Protocol):

@@ -15,12 +15,13 @@ from tunekit.evaluate.abilities import has_windows
 from tunekit.evaluate.contract import Prompt
 from tunekit.evaluate.logits import logits_at
 from tunekit.evaluate.mode import plain_model
+from tunekit.evaluate.slots import slotted
 
 if TYPE_CHECKING:
     import torch
 
 LEAVE = 0.125  # the batch is made smaller when this share of it has ended: it costs a copy of the cache
-REFILL = 0.25  # and is filled again when this share of it is free
+REFILL = 0.125  # while prompts wait, the places of rows that have ended are filled when this share of them is free
 STOP_TAIL = 8  # tokens looked at for a stop text beside one for each of its characters
 
 
@@ -58,10 +59,13 @@ def decode(
             count = min(free, len(waiting), max(1, tokens // widest))
             taken = [waiting.popleft() for _ in range(count)]
             fresh = answers.taken(*_begun(model, prompts, taken, device))
-            live = fresh if live is None else live if fresh is None else _joined(live.left(), fresh)
+            if live is None:
+                live = fresh.with_room() if fresh is not None and refills else fresh
+            elif fresh is not None:
+                live.join(fresh.left())
         else:
             assert live is not None
-            live = answers.taken(live, live.step(model))
+            live = answers.taken(live, live.step(model), stay=refills and bool(waiting))
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,11 @@ class Answers:
     ids: dict[int, list[int]] = field(default_factory=dict)
     draws: dict[int, random.Random] = field(default_factory=dict)
 
-    def taken(self, live: Live, logits: torch.Tensor) -> Live | None:
-        """Takes the next token of every row from (B, V) logits; None when no row goes on."""
+    def taken(self, live: Live, logits: torch.Tensor, *, stay: bool = False) -> Live | None:
+        """Takes the next token of every row from (B, V) logits; None when no row goes on.
+
+        ``stay``: rows that have ended keep their places, for others to come.
+        """
         settings = self.prompts[live.rows[0]]
         new = choose(logits, settings, [self._draws(index) for index in live.rows] if settings.temperature > 0 else ())
         ended = set(live.ended)
@@ -93,7 +100,7 @@ class Answers:
         now = replace(live, new=new, ended=frozenset(ended))
         if not now.alive:
             return None
-        return now.left() if len(ended) >= LEAVE * len(now.rows) else now
+        return now.left() if not stay and len(ended) >= LEAVE * len(now.rows) else now
 
     def _draws(self, index: int) -> random.Random:
         if index not in self.draws:
@@ -113,6 +120,7 @@ class Live:
         position: (B, 1) of the last token that was read.
         new: (B,) the next token.
         last: the model's last position, if it has one.
+        roomy: the cache is one that others can join.
     """
 
     rows: tuple[int, ...]
@@ -122,6 +130,7 @@ class Live:
     position: torch.Tensor
     new: torch.Tensor
     last: int | None
+    roomy: bool = False
 
     @property
     def alive(self) -> list[int]:
@@ -135,11 +144,55 @@ class Live:
         if not self.ended:
             return self
         at = torch.tensor([place for place in range(len(self.rows)) if place not in self.ended], device=self.new.device)
+        self.cut()
         self.cache.batch_select_indices(at)
         return replace(
             self, rows=tuple(self.alive), ended=frozenset(), mask=self.mask[at], position=self.position[at],
             new=self.new[at],
         )  # fmt: skip
+
+    def with_room(self) -> Live:
+        """The same with a cache that others can join."""
+        layers = self.cache.layers
+        layers[:] = [slotted(layer) if layer.is_initialized else layer for layer in layers]
+        self.roomy = True
+        return self
+
+    def cut(self) -> None:
+        """Leaves out the columns that are padding in every row that goes on."""
+        if not self.roomy:
+            return
+        alive = [place for place in range(len(self.rows)) if place not in self.ended]
+        width = int(self.position[alive].max()) + 1
+        for layer in self._layers():
+            layer.narrow(width)
+        self.mask = self.mask[:, -width:]
+
+    def join(self, other: Live) -> None:
+        """Puts rows into the places of those that have ended, and below where these do not suffice."""
+        import torch
+
+        self.cut()
+        width, more = self.mask.shape[1], self.mask.shape[1] - other.mask.shape[1]
+        assert more >= 0, f"the longest prompts come first: {other.mask.shape[1]} tokens join {width}"
+        free = sorted(self.ended)[: len(other.rows)]
+        places, count = torch.tensor(free, dtype=torch.long, device=self.new.device), len(free)
+        for layer, new in zip(self._layers(), filter(lambda one: one.is_initialized, other.cache.layers), strict=True):
+            layer.overwrite(places, new.keys[:count], new.values[:count])
+            if count < len(other.rows):
+                layer.append(new.keys[count:], new.values[count:])
+        rows, mask = list(self.rows), torch.nn.functional.pad(other.mask, (more, 0))
+        for place, index in zip(free, other.rows, strict=False):
+            rows[place] = index
+        for mine, new in ((self.mask, mask), (self.position, other.position), (self.new, other.new)):
+            mine[places] = new[:count]
+        self.mask = torch.cat([self.mask, mask[count:]])
+        self.position = torch.cat([self.position, other.position[count:]])
+        self.new = torch.cat([self.new, other.new[count:]])
+        self.rows, self.ended = (*rows, *other.rows[count:]), self.ended - set(free)
+
+    def _layers(self) -> list[Any]:
+        return [layer for layer in self.cache.layers if layer.is_initialized]
 
     def step(self, model: Any) -> torch.Tensor:
         """Reads the next token of every row: logits (B, V)."""
@@ -185,32 +238,6 @@ def _begun(
     last = None if positions is None else positions - 1
     new = torch.zeros(len(taken), dtype=torch.long, device=device)
     return Live(tuple(taken), frozenset(), cache, mask, position[:, -1:], new, last), logits
-
-
-def _joined(one: Live, other: Live) -> Live:
-    """Both as one batch: the narrower is padded on the left, and what is padding in every row is cut off."""
-    import torch
-    from torch.nn.functional import pad
-
-    other = other.left()
-    width = int(max((live.position + 1).max() for live in (one, other)))
-
-    def fitted(tensor: torch.Tensor, axis: int) -> torch.Tensor:
-        more = width - tensor.shape[axis]
-        if more < 0:
-            return tensor.narrow(axis, -more, width)
-        return pad(tensor, (0, 0) * (tensor.dim() - 1 - axis) + (more, 0))
-
-    for own, new in zip(one.cache.layers, other.cache.layers, strict=True):
-        own.keys = torch.cat([fitted(own.keys, 2), fitted(new.keys, 2)])
-        own.values = torch.cat([fitted(own.values, 2), fitted(new.values, 2)])
-    return replace(
-        one,
-        rows=one.rows + other.rows,
-        mask=torch.cat([fitted(one.mask, 1), fitted(other.mask, 1)]),
-        position=torch.cat([one.position, other.position]),
-        new=torch.cat([one.new, other.new]),
-    )
 
 
 def left_padded(texts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,83 +12,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunekit.evaluate.abilities import has_windows
-from tunekit.evaluate.batches import batches
+from tunekit.evaluate.batches import cheap_batches
 from tunekit.evaluate.contract import Likelihood, Scored
 from tunekit.evaluate.decoding import left_padded
 from tunekit.evaluate.logits import logits_at
 from tunekit.evaluate.mode import plain_model
+from tunekit.evaluate.sharing import Cluster
 
 if TYPE_CHECKING:
     import torch
 
 LOGIT_ROWS = 512  # positions whose logits are in float32 at one time: 0.3 GB for a vocabulary of 150,000
-CONTEXT = 16  # a shorter context is not worth a pass of its own
-POOL, WASTE = 8, 0.1
-"""Contexts read at a time, in batches of texts, with at most this share of padding: what follows many of them can be
-put in batches of one length."""
-START, GROUPS = 64, 4  # so many tokens that so many contexts begin with are computed once for all of them
+POOL = 8
+"""Contexts, and texts that follow them, in a batch, in batches of whole texts: as many as have no more tokens."""
+OVERHEAD = 64  # tokens that cost as much as a pass
 
 Done = Callable[[int, Scored], None]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Requests with the same context: the choices of one question."""
-
-    context: tuple[int, ...]
-    indices: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Groups whose contexts begin alike, with ``start`` tokens: the questions of one few-shot prompt."""
-
-    start: int
-    groups: tuple[Group, ...]
-
-
-def plan(requests: Sequence[Likelihood], share: bool) -> tuple[list[int], list[Cluster]]:
-    """Which requests are computed whole, and which by context."""
-    if not share:
-        return list(range(len(requests))), []
-    found: dict[tuple[int, ...], list[int]] = {}
-    for index, request in enumerate(requests):
-        found.setdefault(request.ids[: request.scored.index(True)], []).append(index)
-    groups = [Group(context, tuple(indices)) for context, indices in sorted(found.items())]
-    clusters: list[Cluster] = []
-    others: list[Group] = []
-    for start, run in _alike(groups):
-        if len(run) >= GROUPS:
-            clusters.append(Cluster(start, tuple(run)))
-        else:
-            others += [group for group in run if len(group.indices) > 1 and len(group.context) >= CONTEXT]
-    clusters.append(Cluster(0, tuple(others)))
-    taken = {index for cluster in clusters for group in cluster.groups for index in group.indices}
-    return [n for n in range(len(requests)) if n not in taken], [cluster for cluster in clusters if cluster.groups]
-
-
-def _alike(groups: Sequence[Group]) -> list[tuple[int, list[Group]]]:
-    """Sorted groups in runs that begin alike, each with how many tokens: one less than its shortest context at most."""
-    found: list[tuple[int, list[Group]]] = []
-    for group in groups:
-        if found:
-            start, run = found[-1]
-            common = _common(run[-1].context, group.context, start)
-            if common >= max(START, start // 2 if len(run) > 1 else 0):
-                run.append(group)
-                found[-1] = (min(common, len(group.context) - 1), run)
-                continue
-        found.append((max(len(group.context) - 1, 0), [group]))
-    return found
-
-
-def _common(one: Sequence[int], other: Sequence[int], most: int) -> int:
-    count = 0
-    for a, b in zip(one[:most], other[:most]):  # the shorter ends it
-        if a != b:
-            break
-        count += 1
-    return count
 
 
 def whole(model: Any, requests: Sequence[Likelihood], device: torch.device) -> list[Scored]:
@@ -128,7 +67,7 @@ def by_context(
         requests: all of them.
         clusters: those to score, of `plan`.
         device: the model's.
-        rows: contexts in a batch, and texts that follow them, at most.
+        rows: whole texts in a batch, at most.
         tokens: of the contexts of a batch, padding included.
         done: is told the request's index and its answer.
     """
@@ -136,21 +75,30 @@ def by_context(
     for cluster in clusters:
         start = None
         if cluster.start:
-            start = _read(model, [cluster.groups[0].context[: cluster.start]], None, 0, device)
-        lengths = [len(group.context) - cluster.start for group in cluster.groups]
+            start = _read(model, [cluster.groups[0].context[: cluster.start]], [()], None, 0, device)
+        lengths = [len(group.shared) - cluster.start for group in cluster.groups]
         # a batch has the start once a row in its cache
-        most = max(rows, min(POOL * rows, tokens // max(len(group.context) for group in cluster.groups)))
+        most = _rows(rows, tokens, max(len(group.shared) for group in cluster.groups))
         # a window counts places, not positions: padding after the start would take tokens out of it
-        for batch in batches(lengths, rows=most, tokens=tokens, padding=not (windowed and cluster.start), waste=WASTE):
+        together = not (windowed and cluster.start)
+        for batch in cheap_batches(lengths, rows=most, tokens=tokens, overhead=OVERHEAD, padding=together):
             groups = [cluster.groups[place] for place in batch]
-            read = _read(model, [g.context[cluster.start :] for g in groups], start, cluster.start, device)
+            flags = [requests[g.indices[0]].scored[len(g.context) : len(g.shared)] for g in groups]
+            read = _read(model, [g.shared[cluster.start :] for g in groups], flags, start, cluster.start, device)
             chosen = [(index, place) for place, group in enumerate(groups) for index in group.indices]
-            sizes = [len(requests[index].ids) - len(groups[place].context) for index, place in chosen]
-            for part in batches(sizes, rows=rows):  # what follows is of other lengths than what stands before
+            sizes = [len(requests[index].ids) - len(groups[place].shared) for index, place in chosen]
+            most_texts = _rows(rows, tokens, read.mask.shape[1] + max(sizes))
+            # what follows is of other lengths than what stands before
+            for part in cheap_batches(sizes, rows=most_texts, tokens=tokens, overhead=OVERHEAD):
                 indices, owner = zip(*(chosen[at] for at in part), strict=True)
                 answers = _targets(model, [requests[index] for index in indices], owner, read)
                 for index, answer in zip(indices, answers, strict=True):
                     done(index, answer)
+
+
+def _rows(rows: int, tokens: int, width: int) -> int:
+    """Rows of a batch, each so many columns wide."""
+    return max(rows, min(POOL * rows, tokens // width))
 
 
 @dataclass(frozen=True)
@@ -160,12 +108,27 @@ class _Read:
     cache: Any
     mask: torch.Tensor  # (G, S + W): which places are not padding
     logits: torch.Tensor  # (G, V) after the last token of each
+    scored: list[Scored]  # the likelihood of what was scored in each
 
 
 def _read(
-    model: Any, contexts: Sequence[Sequence[int]], start: _Read | None, begun: int, device: torch.device
+    model: Any,
+    contexts: Sequence[Sequence[int]],
+    flags: Sequence[Sequence[bool]],
+    start: _Read | None,
+    begun: int,
+    device: torch.device,
 ) -> _Read:
-    """Reads contexts, padded on the left, that go on from ``start``, ``begun`` tokens that were read before."""
+    """Reads contexts, padded on the left.
+
+    Args:
+        model: one that takes a cache.
+        contexts: G of them, W tokens at most.
+        flags: which of the last tokens of each are scored, for so many of them as there are flags.
+        start: what they go on from.
+        begun: tokens of ``start``.
+        device: the model's.
+    """
     import torch
 
     ids, own = left_padded(contexts, 0)
@@ -179,9 +142,14 @@ def _read(
         "position_ids": positions.to(device),
         "use_cache": True,
     }
-    last = torch.full((count,), width - 1)
-    logits = logits_at(model, ids.to(device), torch.arange(count), last, **options)
-    return _Read(options["past_key_values"], mask, logits)
+    at = [(row, width - len(own) + n) for row, own in enumerate(flags) for n, scored in enumerate(own) if scored]
+    row_of, column_of = torch.tensor([*range(count), *(row for row, _ in at)]), torch.tensor([c - 1 for _, c in at])
+    columns = torch.cat([torch.full((count,), width - 1), column_of.long()])
+    logits = logits_at(model, ids.to(device), row_of, columns, **options)
+    came = ids[row_of[count:], column_of.long() + 1]
+    return _Read(
+        options["past_key_values"], mask, logits[:count], _sums(count, [(logits[count:], row_of[count:], came)])
+    )
 
 
 def _targets(model: Any, requests: Sequence[Likelihood], owner: Sequence[int], read: _Read) -> list[Scored]:
@@ -192,7 +160,9 @@ def _targets(model: Any, requests: Sequence[Likelihood], owner: Sequence[int], r
     begun = read.mask.sum(dim=1)  # (G,) tokens of each context
     targets = [request.ids[int(begun[place]) :] for request, place in zip(requests, owner, strict=True)]
     of = torch.tensor(owner)  # (B,)
-    parts = [(read.logits[of.to(device)], torch.arange(len(requests)), torch.tensor([ids[0] for ids in targets]))]
+    first = [row for row, (request, ids) in enumerate(zip(requests, targets)) if request.scored[-len(ids)]]
+    first_of = torch.tensor(first, dtype=torch.long)
+    parts = [(read.logits[of[first_of].to(device)], first_of, torch.tensor([targets[row][0] for row in first]))]
     width = max(map(len, targets)) - 1
     if width:
         ids = torch.zeros(len(requests), width, dtype=torch.long)  # (B, M); the last token of a target is not read
@@ -221,7 +191,10 @@ def _targets(model: Any, requests: Sequence[Likelihood], owner: Sequence[int], r
             )
             labels = torch.tensor([targets[row][column + 1] for row, column in zip(rows, columns, strict=True)])
             parts.append((logits, row_of, labels))
-    return _sums(len(requests), parts)
+    return [
+        Scored(before.value + one.value, before.tokens + one.tokens, before.greedy and one.greedy)
+        for before, one in zip((read.scored[place] for place in owner), _sums(len(requests), parts), strict=True)
+    ]
 
 
 def _new_cache(model: Any) -> Any:
@@ -256,7 +229,7 @@ def _sums(count: int, parts: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Te
             part = slice(start, start + LOGIT_ROWS)
             wanted = labels[part].to(logits.device)
             losses = cross_entropy(logits[part].float(), wanted, reduction="none")
-            other = logits[part].argmax(dim=-1) != wanted
+            other = _is_other(logits[part], wanted)
             sums.index_add_(0, rows[part], -losses.cpu().double())
             tokens.index_add_(0, rows[part], torch.ones_like(rows[part]))
             missed.index_add_(0, rows[part], other.cpu().long())
@@ -264,3 +237,15 @@ def _sums(count: int, parts: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Te
         Scored(value, number, not wrong)
         for value, number, wrong in zip(sums.tolist(), tokens.tolist(), missed.tolist(), strict=True)
     ]
+
+
+def _is_other(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Where another token than the wanted one is the likeliest, the first of equals: (L, V), (L,) -> (L,).
+
+    Where one is likelier, its place need not be looked for, which takes five times as long as its value.
+    """
+    other = logits.gather(1, wanted[:, None])[:, 0] != logits.amax(dim=-1)
+    if not bool(other.all()):
+        same = (~other).nonzero()[:, 0]
+        other[same] = logits[same].argmax(dim=-1) != wanted[same]
+    return other

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from tunekit.core.errors import DataError
 from tunekit.core.progress import Screen
-from tunekit.evaluate import abilities, decoding, likelihoods
-from tunekit.evaluate.batches import batches
+from tunekit.evaluate import abilities, decoding, likelihoods, sharing
+from tunekit.evaluate.batches import batches, check_lengths
 from tunekit.evaluate.contract import Generated, Likelihood, Prompt, Scored
 from tunekit.evaluate.mode import evaluating, has_virtual_tokens, plain_model
+from tunekit.evaluate.writer import Writer
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ def stop_tokens(model: Any, tokenizer: Any, extra: Sequence[int] = ()) -> frozen
 
 
 @dataclass(frozen=True)
-class TransformersEngine:
+class TransformersEngine(Writer):
     """Answers requests with a model on its device; the model's modes and the random states are as before afterwards.
 
     The model's own generation defaults (sampling, penalties) are not used, so that two models are asked alike; its end
@@ -87,9 +87,9 @@ class TransformersEngine:
         Raises:
             DataError: a text is longer than the model's positions.
         """
-        _check_lengths((len(request.ids) - 1 for request in requests), self.positions)
+        check_lengths((len(request.ids) - 1 for request in requests), self.positions)
         found: dict[int, Scored] = {}
-        alone, clusters = likelihoods.plan(requests, self.share and self.splits and self.border is None)
+        alone, clusters = sharing.plan(requests, self.share and self.splits and self.border is None)
         with evaluating(self.model), screen.step(what, len(requests), "texts") as step:
 
             def tell(index: int, answer: Scored) -> None:
@@ -140,7 +140,7 @@ class TransformersEngine:
         Raises:
             DataError: a prompt is empty, or fills the model's positions.
         """
-        _check_lengths((len(request.ids) + 1 for request in requests), self.positions)
+        check_lengths((len(request.ids) + 1 for request in requests), self.positions)
         asked = [self._with_room(request) for request in requests]
         short = sum(now.max_new_tokens < before.max_new_tokens for now, before in zip(asked, requests, strict=True))
         if short:
@@ -215,15 +215,6 @@ class TransformersEngine:
             if kept < end:
                 return Generated(decoding.text_of(self.tokenizer, ids[:kept]), kept, True)
         return Generated(text[:cut], end, end < len(ids) or cut < len(text))
-
-
-def _check_lengths(lengths: Iterator[int], positions: int | None) -> None:
-    longest = max(lengths, default=0)
-    if positions is not None and longest > positions:
-        raise DataError(
-            f"a text of {longest} tokens is longer than the model's {positions} positions",
-            fix="shorten the prompts, or leave such rows out",
-        )
 
 
 def _generated(

@@ -1,11 +1,10 @@
-"""tunekit's metrics as modules of the `evaluate` library, and the library's own metrics from the Hub."""
+"""tunekit's metrics as modules of the `evaluate` library."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from tunekit.core.errors import MachineError, UserError
 from tunekit.core.registry import METRICS
 from tunekit.evaluate.scoring import config_of, score
 
@@ -48,43 +47,6 @@ def module(name: str, **options: Any) -> Any:
 
     TunekitMetric.__name__ = TunekitMetric.__qualname__ = name  # what evaluate calls the module by
     return TunekitMetric(keep_in_memory=True)
-
-
-def hub_metric(path: str, *, allow_code_execution: bool = False, revision: str | None = None) -> Any:
-    """A metric of the Hugging Face Hub, by `evaluate.load`.
-
-    Args:
-        path: ``owner/metric``, or the name of one of the library's own.
-        allow_code_execution: run the metric's program, which its owner can change at any time.
-        revision: the commit to take.
-
-    Raises:
-        UserError: programs may not run, or there is no such metric, or it needs a package that is missing.
-        MachineError: the Hub cannot be reached.
-    """
-    if not allow_code_execution:
-        raise UserError(
-            f"metric '{path}' is a program on the Hugging Face Hub, which would run on this machine",
-            fix="read it, and allow its execution with a fixed revision; or take one of tunekit's own: "
-            + ", ".join(METRICS.names),
-        )
-    from huggingface_hub.errors import HfHubHTTPError
-
-    import evaluate
-
-    try:
-        return evaluate.load(path, revision=revision)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"there is no metric '{path}', or it cannot be reached",
-            fix="check its name, and that the machine is online (HF_HUB_OFFLINE is not set)",
-        ) from error
-    except ImportError as error:
-        raise UserError(f"metric '{path}' cannot be loaded: {error}") from error
-    except (OSError, HfHubHTTPError) as error:
-        raise MachineError(
-            f"metric '{path}' cannot be fetched: {error}", fix="go online, or take a local one"
-        ) from error
 
 
 def _number(name: str, options: dict[str, Any], columns: dict[str, Any]) -> float:

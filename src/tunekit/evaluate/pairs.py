@@ -1,15 +1,18 @@
-"""Pairs of a chosen and a rejected answer: which of them a model finds likelier."""
+"""Pairs of a chosen and a rejected answer: which of them a model finds likelier, or a reward model better."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunekit.core.progress import Screen
-from tunekit.evaluate.choices import results
-from tunekit.evaluate.contract import Engine, EvalItem, Likelihood, TaskResult
+from tunekit.evaluate.choices import in_reach, results
+from tunekit.evaluate.contract import Conversation, Engine, EvalItem, Likelihood, TaskResult
 from tunekit.evaluate.scoring import Scores
+
+_SURE = 30  # a margin from which on log1p(exp(-margin)) is nothing, and below whose negative it is the margin
 
 
 @dataclass(frozen=True)
@@ -28,20 +31,54 @@ def better(margin: float) -> float:
 def margin_scores(margins: Sequence[float], unit: str) -> list[Scores]:
     """Accuracy and mean of margins between chosen and rejected answers; ``unit`` says what they are measured in."""
     values = tuple(margins)
+    ties = sum(margin == 0 for margin in values)
+    note = f"{ties:,} of {len(values):,} pairs are ties: each counts 0.5" if ties else ""
     return [
-        Scores(tuple(map(better, values)), (), "mean", "", True, "preference_accuracy"),
+        Scores(tuple(map(better, values)), (), "mean", note, True, "preference_accuracy"),
         Scores(values, (), "mean", unit, True, "margin"),
     ]
 
 
-def likelier(engine: Engine, items: Sequence[PairItem], screen: Screen) -> list[TaskResult]:
-    """Accuracy and margin by the log-likelihoods of the answers, their end-of-turn tokens included."""
+def log_loss(margins: Sequence[float]) -> Scores:
+    """Cross-entropy of the preference that scores foretell: sure and wrong costs most; ln 2 knows nothing."""
+    values = tuple(math.log1p(math.exp(-margin)) if margin > -_SURE else -margin for margin in margins)
+    return Scores(values, (), "mean", "nats; 0.693 without any knowledge", False, "log_loss")
+
+
+def likelier(engine: Engine, items: Sequence[PairItem], screen: Screen, *, normalise: bool = False) -> list[TaskResult]:
+    """Accuracy and margin by the log-likelihoods of the answers, their end-of-turn tokens included.
+
+    Args:
+        engine: of a model that writes.
+        items: the pairs.
+        screen: where progress goes.
+        normalise: divide each likelihood by the answer's tokens.
+    """
     started = time.perf_counter()
     requests = [
         Likelihood(tuple(ids), (False, *trained[1:]))
         for item in items
         for ids, trained in ((item.input_ids, item.trained), (item.rejected_ids, item.rejected_trained))
     ]
-    values = [answer.value for answer in engine.likelihoods(requests, screen, "preference")]
-    margins = [chosen - rejected for chosen, rejected in zip(values[::2], values[1::2], strict=True)]
-    return results("preference", margin_scores(margins, "nats an answer"), items, (), started)
+    found = engine.likelihoods(requests, screen, "preference")
+    values = [answer.value / (answer.tokens if normalise else 1) for answer in found]
+    unit = "nats a token" if normalise else "nats an answer"
+    return results("preference", margin_scores(_margins(values), unit), items, (), started)
+
+
+def preferred(engine: Engine, items: Sequence[PairItem], screen: Screen) -> list[TaskResult]:
+    """Accuracy, margin and calibration by the scores of a reward model.
+
+    Raises:
+        DataError: a conversation is longer than what the model reads.
+    """
+    started = time.perf_counter()
+    texts = [(ids, item.where) for item in items for ids in (item.input_ids, item.rejected_ids)]
+    in_reach(engine, [len(ids) for ids, _ in texts], [where for _, where in texts], "preference")
+    found = engine.scores([Conversation(tuple(ids)) for ids, _ in texts], screen, "preference")
+    margins = _margins([score.value for score in found])
+    return results("preference", [*margin_scores(margins, "score"), log_loss(margins)], items, (), started)
+
+
+def _margins(values: Sequence[float]) -> list[float]:
+    return [chosen - rejected for chosen, rejected in zip(values[::2], values[1::2], strict=True)]

@@ -14,10 +14,10 @@ from tunekit.core.errors import MachineError
 from tunekit.core.files import sha256_json
 from tunekit.core.progress import Screen
 from tunekit.data import cache
-from tunekit.evaluate.contract import Engine, Generated, Likelihood, Prompt, Scored
+from tunekit.evaluate.contract import Conversation, Engine, Generated, Likelihood, Prompt, Score, Scored
 
-Request = TypeVar("Request", Likelihood, Prompt)
-Answer = TypeVar("Answer", Scored, Generated)
+Request = TypeVar("Request", Likelihood, Prompt, Conversation)
+Answer = TypeVar("Answer", Scored, Generated, Score)
 _ASKED = 500  # keys looked up at a time
 
 
@@ -49,6 +49,30 @@ class Store:
         """Writes one answer."""
         with self.database:
             self.database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
+
+
+@dataclass(frozen=True)
+class KeptAnswers:
+    """The answers of one model, or the verdicts of judges. ``size`` in bytes, with what SQLite keeps beside it."""
+
+    path: Path
+    size: int
+    used: float
+
+    @property
+    def files(self) -> list[Path]:
+        """The database and what belongs to it."""
+        return sorted(self.path.parent.glob(f"{self.path.name}*"))
+
+
+def stores() -> list[KeptAnswers]:
+    """All kept answers, last used first."""
+    found = []
+    for path in kept_answers().glob("*.sqlite"):
+        facts = [file.stat() for file in KeptAnswers(path, 0, 0.0).files]
+        size, used = sum(one.st_size for one in facts), max(one.st_mtime for one in facts)
+        found.append(KeptAnswers(path, size, used))
+    return sorted(found, key=lambda one: -one.used)
 
 
 @contextmanager
@@ -122,6 +146,17 @@ class KeepingEngine:
         """As the inner engine, computing what is not known."""
         keys = [sha256_json([asdict(request), self.stop_ids]) for request in requests]
         return self._answers(requests, keys, self.inner.generate, Generated, screen, what, done)
+
+    def scores(
+        self,
+        requests: Sequence[Conversation],
+        screen: Screen,
+        what: str,
+        done: Callable[[int, Score], None] = lambda index, answer: None,
+    ) -> list[Score]:
+        """As the inner engine, computing what is not known."""
+        keys = [sha256_json(["score", request.ids]) for request in requests]
+        return self._answers(requests, keys, self.inner.scores, Score, screen, what, done)
 
     def _answers(
         self,

@@ -52,6 +52,7 @@ class ExamTask(TaskPart):
             way with a whole corpus.
         note: how the number was made, such as sacreBLEU's signature.
         options: of the metric; None when they were not kept.
+        adjusted: the p-value that accounts for those of all tasks that were compared (Holm); None where it is alone.
         clean: the same over the rows that were not found in the training data; None when that was not looked for.
         seconds: wall time of the task.
     """
@@ -59,6 +60,7 @@ class ExamTask(TaskPart):
     statistic: Statistic = "mean"
     note: str = ""
     options: dict[str, Any] | None = None
+    adjusted: float | None = None
     clean: TaskPart | None = None
     seconds: float = 0.0
 

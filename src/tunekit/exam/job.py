@@ -16,12 +16,13 @@ from tunekit.core.progress import Screen
 from tunekit.core.registry import ENGINES
 from tunekit.data.fit import turn_end
 from tunekit.evaluate.contract import TaskResult
-from tunekit.exam import facts, forgetting, models, overlap, results, rows, session
+from tunekit.exam import facts, forgetting, models, overlap, pairs, results, rows, session
 from tunekit.exam.answers import KeepingEngine, kept_answers, opened
 from tunekit.exam.markdown import write_markdown
 from tunekit.exam.models import Subject
 from tunekit.exam.recipe import LOCAL, SERVER, options
 from tunekit.exam.report import write_report
+from tunekit.exam.tasks import Task, tasks_of
 from tunekit.model.save import staged
 from tunekit.model.tokenizer import load_tokenizer
 from tunekit.recipe.schema import ModelBlock
@@ -83,7 +84,10 @@ class Job:
         served = exam.engine.kind == SERVER
         tuned = models.subject(exam.model, exam.revision, served=served)
         baseline = models.baseline_of(tuned, exam.baseline, served=served)
-        tasks = session.tasks_of(exam, tuned.run)
+        tasks = tasks_of(exam, tuned.run, scores=tuned.scores)
+        sides = [(one.name, one.scores) for one in (tuned, baseline) if one is not None]
+        kinds = [(task.label, task.module.READS) for task in tasks]
+        pairs.check_heads(kinds, sides[0], sides[1] if baseline else None)
         reader = session.Reader(self.base, tuned.run, exam.max_drop_rate, self.screen)
         with self._phase("data"), self.screen.step("reading rows"):
             items = [reader.items(task, self._tokenizer(tuned)) for task in tasks]
@@ -103,7 +107,7 @@ class Job:
         self,
         baseline: Subject,
         tuned: Subject,
-        tasks: Sequence[session.Task],
+        tasks: Sequence[Task],
         items: Sequence[Sequence[Any]],
         reader: session.Reader,
         lost: forgetting.Probe,
@@ -120,7 +124,7 @@ class Job:
         return found
 
     def _tuned(
-        self, tuned: Subject, tasks: Sequence[session.Task], items: Sequence[Sequence[Any]], lost: forgetting.Probe
+        self, tuned: Subject, tasks: Sequence[Task], items: Sequence[Sequence[Any]], lost: forgetting.Probe
     ) -> tuple[list[TaskResult], str]:
         """The model's results, and what identifies its answers."""
         tokenizer = self._tokenizer(tuned)
@@ -192,7 +196,7 @@ class Job:
             seeds={f"seed {number}": seed for number, seed in enumerate(exam.seeds, start=1)},
             confidence=exam.confidence,
             engine=exam.engine.kind,
-            tasks=tasks,
+            tasks=results.with_adjusted(tasks),
             contamination=leaks.facts if leaks else None,
             forgetting=forgotten or None,
             warnings=tuple(self.screen.warnings),

@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunekit.core.errors import MachineError, UserError
-from tunekit.core.files import sha256_file, sha256_json
+from tunekit.core.files import sha256_json
 from tunekit.core.progress import Screen
 from tunekit.core.registry import ENGINES, nearest
-from tunekit.evaluate import likelihoods
 from tunekit.evaluate.contract import Engine
-from tunekit.evaluate.mode import plain_model
+from tunekit.exam.identity import identity_of
 from tunekit.exam.recipe import LOCAL, options
-from tunekit.model import restore
-from tunekit.model.fingerprint import weights_fingerprint
-from tunekit.model.heads import refuse_scores
+from tunekit.model import heads, restore
 from tunekit.model.names import resolve_name
 from tunekit.model.quiet import hushed
 from tunekit.model.restore import Artefact
-from tunekit.model.tokenizer import hub_errors, load_tokenizer, tokenizer_hash
+from tunekit.model.save import stop_ids
+from tunekit.model.tokenizer import hub_errors, load_tokenizer
 from tunekit.plan.plan import Plan
 from tunekit.recipe.schema import ModelBlock
-from tunekit.runs.environment import library_versions
 from tunekit.runs.layout import RunFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NO_BASELINE = ("none", "null")
+HUB = "Hub model"
 
 
 @dataclass(frozen=True)
@@ -75,6 +72,28 @@ class Subject:
             what = f"'{self.name}' is neither a folder nor a model of the Hub that can be reached"
             raise UserError(what, where="model", fix=f"did you mean '{close}'?") from error
 
+    @cached_property
+    def scores(self) -> bool:
+        """Whether it is a reward model, which gives scores and writes nothing.
+
+        Raises:
+            UserError: a model for classification that is no reward model.
+            MachineError: its files cannot be read.
+        """
+        found = self._whole
+        if found is None or self.bare or not heads.scores(found):
+            return False
+        heads.check_scores(found)
+        return True
+
+    @cached_property
+    def _whole(self) -> Artefact | None:
+        """What its head is told from, before any weights are loaded; None where that is known to write."""
+        if self.artefact is not None or self.block is None or self.role != HUB:
+            return self.artefact
+        _ = self.tokenizer  # what cannot be reached is told in its words
+        return Artefact(Path(), None, None, self.block)
+
     @property
     def revision(self) -> str | None:
         """Of a Hub id."""
@@ -95,15 +114,13 @@ def subject(name: str, revision: str | None = None, *, served: bool = False) -> 
         raise UserError(f"'{name}' is a folder, which has no revisions", where="revision", fix="leave it out")
     if not name.startswith("builtin:") and path.is_dir():
         found = restore.find(path)
-        refuse_scores(found, "how good it is stands in its run's report; evaluate a policy that it rewarded")
         places = (path, path.resolve().parent)
         run = next((RunFolder(at) for at in places if (at / "plan.json").exists()), None)
-        role = f"{found.kind_word} adapter" if found.base else "model"
+        what = "reward model" if heads.scores(found) else "model"
+        role = f"{found.kind_word} adapter" if found.base else what
         return Subject(name, role, artefact=found, run=run)
     kind = resolve_name(name).kind
-    return Subject(
-        name, "builtin model" if kind == "builtin" else "Hub model", ModelBlock(name=name, revision=revision)
-    )
+    return Subject(name, "builtin model" if kind == "builtin" else HUB, ModelBlock(name=name, revision=revision))
 
 
 def baseline_of(tuned: Subject, wanted: str | None, *, served: bool = False) -> Subject | None:
@@ -114,12 +131,17 @@ def baseline_of(tuned: Subject, wanted: str | None, *, served: bool = False) -> 
         wanted: a name, ``base`` for what it was trained from, ``auto`` for that where there is one; None for none.
 
     Raises:
-        UserError: ``base`` is wanted and not known.
+        UserError: ``base`` is wanted and not known, or has no scores to compare a reward model's with.
     """
     if wanted is None or wanted in NO_BASELINE:
         return None
     if wanted not in ("auto", "base"):
         return subject(wanted, served=served)
+    if tuned.scores:
+        if wanted == "auto":
+            return None
+        what = "the base of a reward model has no head that scores"
+        raise UserError(what, where="baseline", fix="name another reward model, or null")
     found = tuned.artefact
     if found is not None and found.base is not None:
         return replace(tuned, name=found.base.name, role="base", bare=True, run=None)
@@ -172,8 +194,6 @@ def asked(
         with module.open(config, who.name, screen) as opened:
             yield Asked(opened, sha256_json([engine.kind, module.identity(config, who.name)]))
         return
-    from tunekit.model.save import stop_ids
-
     with screen.step(f"loading {who.name}"):
         device = module.device_of(config)
         with hushed():
@@ -181,59 +201,16 @@ def asked(
             model = _loaded(who, config).eval()
             if device.type != model.device.type:
                 model = model.to(device)
-    stops = tuple(stop_ids(tokenizer, model, turn_end))
-    identity = sha256_json(_identity(model, tokenizer, config)) if kept else ""
+    identity = sha256_json(identity_of(model, tokenizer, config)) if kept else ""
     try:
-        yield Asked(module.around(config, model, tokenizer, stops), identity, stops)
+        if who.scores:
+            yield Asked(module.scoring(config, model, tokenizer), identity)
+        else:
+            stops = tuple(stop_ids(tokenizer, model, turn_end))
+            yield Asked(module.around(config, model, tokenizer, stops), identity, stops)
     finally:
         del model
         gc.collect()
-
-
-def _identity(model: Any, tokenizer: Any, config: Any) -> list[Any]:
-    """All that shapes an answer but its request: weights, how they are computed with, the code that asks."""
-    inner = plain_model(model)
-    adapters = getattr(model, "peft_config", None) or {}
-    packages = ("torch", "transformers", "peft", "bitsandbytes", "torchao")
-    return [
-        weights_fingerprint(model, frozen_only=False, whole=True),
-        {key: value for key, value in inner.config.to_dict().items() if not key.startswith("_name")},
-        str(inner.config._attn_implementation),
-        [_settings(adapter) for adapter in adapters.values()],
-        [_scales(module.weight.quant_state) for module in model.modules() if _is_packed(module)],
-        tokenizer_hash(tokenizer),
-        {name: library_versions().get(name) for name in packages},
-        str(model.device.type),
-        code_version(),
-        config.model_dump(mode="json", exclude={"batch_size", "batch_tokens"}),
-    ]
-
-
-def _settings(adapter: Any) -> dict[str, str]:
-    """An adapter's configuration but where its base lies."""
-    return {key: str(value) for key, value in sorted(adapter.to_dict().items()) if "path" not in key}
-
-
-def _is_packed(module: Any) -> bool:
-    return getattr(getattr(module, "weight", None), "quant_state", None) is not None
-
-
-def _scales(state: Any) -> str:
-    """Hash of what bitsandbytes keeps beside packed weights, which is no parameter."""
-    from torch import uint8
-
-    digest = hashlib.sha256()
-    for key, value in sorted(state.as_dict(packed=True).items()):
-        digest.update(f"{key} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(uint8).numpy().data)
-    return digest.hexdigest()
-
-
-@cache
-def code_version() -> str:
-    """Hash of the code that computes answers: editing it makes old ones unreachable."""
-    here = Path(likelihoods.__file__).parent
-    return sha256_json([(path.name, sha256_file(path)) for path in sorted(here.glob("*.py"))])
 
 
 def _close_folder(path: Path) -> Path | None:
@@ -263,16 +240,17 @@ def _loaded(who: Subject, config: Any) -> Any:
 
 def _read(who: Subject, config: Any) -> Any:
     found = who.artefact
+    quantized = bool(found and found.quantize and found.adapter) if config.quantized is None else config.quantized
     if found is None:
         assert who.block is not None
-        return restore.load_base(Artefact(Path(), None, None, who.block), dtype=config.dtype)
-    quantized = bool(found.quantize and found.adapter) if config.quantized is None else config.quantized
+        found, quantized = Artefact(Path(), None, None, who.block), False
+    if found.base is None and config.quantized:
+        fix = "leave it out: a whole model is loaded as it is saved"
+        raise UserError("only the base of an adapter can be loaded in fewer bits", where="engine.quantized", fix=fix)
+    if who.scores:  # 16 bits tell two scores of 10 apart by sixteenths
+        dtype = "float32" if config.dtype == "auto" else config.dtype
+        return heads.load_scorer(found, dtype=dtype, quantized=quantized)
     if found.base is None:
-        if config.quantized:
-            fix = "leave it out: a whole model is loaded as it is saved"
-            raise UserError(
-                "only the base of an adapter can be loaded in fewer bits", where="engine.quantized", fix=fix
-            )
         return restore.restore(found.folder, dtype=config.dtype).model
     base = restore.load_base(found, dtype=config.dtype, quantized=quantized)
-    return base if who.bare else restore.attach(base, found)
+    return base if who.bare or found.adapter is None else restore.attach(base, found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tunekit.exam.facts import OWN, Contamination, ExamRecord
+from tunekit.exam.facts import OWN, Contamination, ExamRecord, ExamTask
 from tunekit.runs.record import Difference, Estimate, TaskPart
 from tunekit.runs.verdict import Headline, metric_name, show_difference, show_estimate, show_p, show_value
 from tunekit.runs.wording import amount, count, number, percent
@@ -73,8 +73,15 @@ def change_words(task: TaskPart, found: Difference | None) -> tuple[str, str]:
 
 
 def p_words(task: TaskPart) -> str:
-    """The p-value of the difference: ``p = 0.012``, or nothing."""
-    return show_p(task.difference.p_value if task.difference else None)
+    """The p-value of the difference: ``p = 0.012``, ``p = 0.012, adjusted p = 0.036``, or nothing."""
+    words = (show_p(task.difference.p_value if task.difference else None), adjusted_words(task))
+    return ", ".join(filter(None, words))
+
+
+def adjusted_words(task: TaskPart) -> str:
+    """The p-value that accounts for those of the other tasks: ``adjusted p = 0.036``, or nothing."""
+    found = show_p(task.adjusted) if isinstance(task, ExamTask) else ""
+    return f"adjusted {found}" if found else ""
 
 
 def score_words(value: float | None) -> str:
@@ -93,6 +100,8 @@ def interval_note(record: ExamRecord) -> str:
     compared = [task for task in record.everything if task.compared]
     if compared:
         words.append("Changes are paired: both models answered the same rows.")
+    if any(adjusted_words(task) for task in compared):
+        words.append("Adjusted p-values account for one another (Holm); verdicts are of single comparisons.")
     if len(compared) >= _MANY:
         chance = sum(1 - task.confidence for task in compared)
         words.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan, nan
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +59,20 @@ def task_of(base: TaskResult | None, tuned: TaskResult, confidence: float, leaks
         clean=clean,
         seconds=tuned.seconds,
         options=dict(tuned.options) if tuned.options is not None else None,
+    )
+
+
+def with_adjusted(tasks: Sequence[ExamTask]) -> tuple[ExamTask, ...]:
+    """The tasks with p-values that account for one another, where several were compared."""
+    from tunekit.evaluate.statistics import adjusted
+
+    values = [task.difference.p_value if task.compared and task.difference else None for task in tasks]
+    if sum(value is not None for value in values) < 2:
+        return tuple(tasks)
+    found = adjusted([nan if value is None else value for value in values])
+    return tuple(
+        task.model_copy(update={"adjusted": None if isnan(value) else value})
+        for task, value in zip(tasks, found, strict=True)
     )
 
 

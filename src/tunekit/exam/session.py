@@ -10,79 +10,23 @@ from typing import Any
 
 from tunekit.core.errors import DataError, TunekitError, UserError, raise_all
 from tunekit.core.progress import Screen
-from tunekit.core.registry import METRICS, TASKS
+from tunekit.core.registry import METRICS
 from tunekit.evaluate import scoring
 from tunekit.evaluate.contract import Engine, TaskResult
 from tunekit.evaluate.measured import wished
+from tunekit.evaluate.pairs import PairItem
 from tunekit.evaluate.run import rows_of
-from tunekit.exam import rows
-from tunekit.exam.answers import kept_answers
-from tunekit.exam.recipe import options
+from tunekit.exam import pairs, rows
+from tunekit.exam.tasks import Task
 from tunekit.model import restore
 from tunekit.model.artefact import template_hash
 from tunekit.model.tokenizer import tokenizer_hash
-from tunekit.plan.plan import Plan
-from tunekit.recipe.schema import SourceBlock
 from tunekit.runs.layout import RunFolder
 
 EVEN = 0.5
 """Share of comparisons that two models of one quality win."""
 WRITES = "max_new_tokens"
 """The option of tasks that have the model write."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task of the recipe, ready to be run.
-
-    Args:
-        label: what it is called in tables.
-        module: the plug-in.
-        config: its options.
-        sources: its rows; None for the run's held-out ones.
-        limit: at most so many rows.
-    """
-
-    label: str
-    module: Any
-    config: Any
-    sources: tuple[SourceBlock, ...] | None
-    limit: int | None
-
-
-def tasks_of(exam: Any, run: RunFolder | None = None) -> list[Task]:
-    """The recipe's tasks with labels that are told apart; where it names none, those of the run's own evaluation."""
-    found: list[Task] = []
-    if not exam.tasks:
-        spec = Plan.load(run.plan).recipe.eval if run is not None else None
-        wanted: dict[str, dict[str, Any]] = {"perplexity": {}}
-        if spec is not None and spec.generate:
-            wanted["generation"] = {"max_new_tokens": spec.max_new_tokens, "metrics": tuple(spec.metrics)}
-        modules = [(name, TASKS.load(name), given) for name, given in wanted.items()]
-        return [Task(name, module, module.Config(**given), exam.data, exam.limit) for name, module, given in modules]
-    for block in exam.tasks:
-        module = TASKS.load(block.kind)
-        label = block.name or block.kind
-        labels = {task.label for task in found}
-        if label in labels and block.name:
-            raise UserError(f"two tasks are called '{label}'", where="tasks", fix="name them differently")
-        label = next(name for name in (label, *(f"{label}-{n}" for n in range(2, 1000))) if name not in labels)
-        config = options(block, module)
-        found.append(Task(label, module, _settled(config, exam), block.data or exam.data, block.limit or exam.limit))
-    return found
-
-
-def _settled(config: Any, exam: Any) -> Any:
-    """A task's options, with what the recipe says for all tasks where the task itself says nothing."""
-    fields, given = type(config).model_fields, config.model_fields_set
-    wanted: dict[str, Any] = {}
-    if exam.cache and "cache" in fields and config.cache is None:
-        wanted["cache"] = kept_answers() / "verdicts.sqlite"
-    if "limit" in fields and config.limit is None and exam.limit is not None:
-        wanted["limit"] = exam.limit
-    if "seeds" in fields and "seeds" not in given and config.temperature > 0:
-        wanted["seeds"] = exam.seeds
-    return config.model_copy(update=wanted)
 
 
 @dataclass(frozen=True)
@@ -111,15 +55,20 @@ class Reader:
         reads = task.module.READS
         if reads == "none":
             return ()
+        named = reads == pairs.READS and {*task.module.COLUMNS, "chat", "separator"} & task.config.model_fields_set
         if task.sources is None:
-            if reads == "rows" or self.run is None:
+            if reads == "rows" or named or self.run is None:
                 why = "reads columns, which a run's held-out rows no longer have" if self.run else "has no rows"
                 fix = "name data: --data FILE, or `data` in the recipe"
                 raise UserError(f"task '{task.label}' {why}", where="data", fix=fix)
             return rows_of(self._held_out(task, tokenizer), task.limit)
         tally = rows.Tally()
-        if reads == "rows":
-            found: Sequence[Any] = list(rows.plain(task.sources, self.base, tally))
+        found: Sequence[Any]
+        if reads == pairs.READS and task.config.by == "reward":
+            columns = task.module.columns(task.config, task.label)
+            found = list(pairs.judged(task.sources, self.base, tokenizer, columns, tally))
+        elif reads in ("rows", pairs.READS):
+            found = list(rows.plain(task.sources, self.base, tally))
         elif tokenizer is None:
             fix = "engine: {tokenizer: ...}, or a task that reads columns, such as questions"
             raise UserError(f"task '{task.label}' writes prompts with the model's tokenizer", where="engine", fix=fix)
@@ -139,8 +88,17 @@ class Reader:
     def _held_out(self, task: Task, tokenizer: Any) -> Sequence[Any]:
         """The run's rows in its own tokens, or in those of another model's tokenizer and template."""
         held, own = self._held
+        asks = task.module.READS == pairs.READS
+        if asks and not all(isinstance(item, PairItem) for item in held):
+            what = f"task '{task.label}' compares two answers, and the run's held-out rows have one"
+            raise UserError(what, where="data", fix="name data: --data FILE, or `data` in the recipe")
         if tokenizer is None or _reading(tokenizer) == own:
             return held
+        if asks:
+            what = (
+                f"task '{task.label}': the run's held-out pairs are in its own tokens, which this model does not read"
+            )
+            raise UserError(what, where="data", fix="name data: --data FILE, or `data` in the recipe")
         assert self.run is not None
         tally = rows.Tally()
         found = rows.held_out_for(self.run, held, rows.fitter_of(tokenizer), tally, answers=_answers(task))

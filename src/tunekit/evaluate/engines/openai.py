@@ -12,6 +12,7 @@ from tunekit.core.errors import UserError
 from tunekit.core.progress import Screen
 from tunekit.evaluate.contract import Generated, Likelihood, Prompt, Scored
 from tunekit.evaluate.endpoint import Address, Client, Path, Refused, text_of
+from tunekit.evaluate.writer import Writer
 
 _STOPS = 4  # as many stop texts as OpenAI's interface takes
 
@@ -58,7 +59,7 @@ def _tokenizer(name: str | None) -> Any:
         raise UserError(what, fix="tokenizer: a local folder or a Hub id") from error
 
 
-class OpenAIEngine:
+class OpenAIEngine(Writer):
     """An `Engine` that asks a server.
 
     Args:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tunekit.core.errors import MachineError
 from tunekit.evaluate.local import TransformersEngine
+from tunekit.evaluate.scorer import ScoringEngine
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,7 @@ class Config(BaseModel):
     batch_size: int = Field(default=32, ge=1, description="rows a batch, at most")
     batch_tokens: int = Field(default=4096, ge=1, description="tokens a batch, padding included; a longer row is alone")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="type of the weights; auto: as they are saved"
+        default="auto", description="type of the weights; auto: as they are saved, a reward model's in float32"
     )
     quantized: bool | None = Field(
         default=None, description="load the base in the 4 or 8 bits that its adapter was trained on; default: if it was"
@@ -49,3 +50,8 @@ def device_of(config: Config) -> torch.device:
 def around(config: Config, model: Any, tokenizer: Any, stop_ids: Sequence[int]) -> TransformersEngine:
     """The engine of a model that was loaded."""
     return TransformersEngine(model, tokenizer, config.batch_size, config.batch_tokens, tuple(stop_ids))
+
+
+def scoring(config: Config, model: Any, tokenizer: Any) -> ScoringEngine:
+    """The engine of a reward model that was loaded."""
+    return ScoringEngine(model, tokenizer, config.batch_size, config.batch_tokens)

@@ -15,6 +15,7 @@ from tunekit.core.errors import DataError, MachineError, UserError
 from tunekit.core.progress import Screen
 from tunekit.evaluate.contract import Generated, Likelihood, Prompt, Scored
 from tunekit.evaluate.prompting import Prompter
+from tunekit.evaluate.writer import Writer
 
 _AT_ONCE = 256  # requests handed over together: vLLM batches them itself, and answers are kept after each lot
 
@@ -96,7 +97,7 @@ def identity(config: Config, name: str) -> list[Any]:
     return [str(folder.resolve()) if files else name, written, options, str(_vllm().__version__)]
 
 
-class VllmEngine:
+class VllmEngine(Writer):
     """An `Engine` around vLLM's `LLM`.
 
     Args:

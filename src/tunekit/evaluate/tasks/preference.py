@@ -1,23 +1,25 @@
-"""Pairs of a chosen and a rejected answer, of which the model finds one the likelier."""
+"""Pairs of a chosen and a rejected answer: which one the model finds the likelier, or a reward model the better."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tunekit.core.errors import DataError
+from tunekit.core.errors import DataError, Problem, UserError, raise_all
 from tunekit.core.progress import Screen
 from tunekit.evaluate.choices import Shown, every, in_reach, prompter, refuse, refuse_empty, results
 from tunekit.evaluate.contract import Engine, Likelihood, Row, TaskResult
-from tunekit.evaluate.pairs import margin_scores
+from tunekit.evaluate.pairs import PairItem, likelier, margin_scores, preferred
 from tunekit.evaluate.prompting import Prompter
 from tunekit.evaluate.template import Template, text_of, value
 
-READS = "rows"
+READS = "pairs"
+COLUMNS = ("prompt", "chosen", "rejected")
+"""Keys that name columns."""
 ROLES = {"human": "user", "gpt": "assistant"}
 Turns = tuple[tuple[str, str], ...]
 
@@ -37,6 +39,10 @@ class Config(BaseModel):
     separator: str = Field(default="", description="between prompt and answer; not used in a chat")
     normalise: bool = Field(default=False, description="compare likelihoods a token, not those of whole answers")
     chat: bool = Field(default=False, description="ask through the model's chat template; conversations need it")
+    by: Literal["likelihood", "reward"] | None = Field(
+        default=None, description="what judges: how likely an answer is, or a reward model's score; default: what the "
+        "model gives"
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,25 +60,78 @@ class _Pair:
         return Shown(self.where, text, self.answers[0])
 
 
-def check(items: Sequence[Row], config: Config) -> None:
-    """Finds all rows that hold no pair.
+def columns(config: Config, where: str) -> dict[str, str]:
+    """Columns that are named for a reward model, whose rows are read and rendered as `tunekit reward` does.
+
+    Args:
+        config: of the task.
+        where: the task's name.
+
+    Raises:
+        UserError: keys that have no effect there, each by its name.
+    """
+    given = config.model_fields_set
+    named = {key: getattr(config, key) for key in COLUMNS if key in given}
+    told = {key: "it takes the name of a column alone" for key, name in named.items() if not _is_column(name)}
+    if "chat" in given and not config.chat:
+        told["chat"] = "conversations are rendered with the chat template, as in its training"
+    if "separator" in given:
+        told["separator"] = "conversations are rendered with the chat template, as in its training"
+    if config.normalise:
+        told["normalise"] = "a score belongs to the whole answer"
+    what = "'{}' cannot be honoured for a reward model: {}"
+    fix = "leave it out; its rows are read as by `tunekit reward`, with the source's format and columns"
+    raise_all(UserError, [Problem(what.format(key, why), where, fix) for key, why in told.items()])
+    return {key: str(name) for key, name in named.items()}
+
+
+def _is_column(name: str | None) -> bool:
+    return name is not None and not set(name) & set("{}.")
+
+
+def check(items: Sequence[Row | PairItem], config: Config) -> None:
+    """Finds all rows that hold no pair; pairs in tokens were looked at when they were made.
 
     Raises:
         DataError: a column is missing, an answer is empty, a conversation does not end with one or is asked without
             ``chat``, or there are no rows.
     """
-    _pairs(items, config)
+    refuse_empty(items)
+    rows = [item for item in items if isinstance(item, Row)]
+    if rows:
+        _pairs(rows, config)
 
 
-def run(engine: Engine, items: Sequence[Row], config: Config, *, screen: Screen) -> list[TaskResult]:
-    """Scores both answers of each row after the prompt.
+def run(engine: Engine, items: Sequence[Row | PairItem], config: Config, *, screen: Screen) -> list[TaskResult]:
+    """Compares both answers of each row after the prompt.
 
-    ``preference_accuracy`` is 1 where the chosen one is likelier, 0.5 where both are equally likely. ``margin``: how
-    much likelier, in nats; by answer, or by token with ``normalise``. An answer's end token is not scored.
+    ``preference_accuracy`` is 1 where the chosen one is likelier, or has the higher score; 0.5 where both are equal.
+    ``margin``: how much likelier, in nats; by answer, or by token with ``normalise``; or by how much the score is
+    higher. The end token of an answer in raw rows has no likelihood; in pairs of tokens, it is one of the answer's.
+
+    Args:
+        engine: of a model that writes, or of a reward model with ``by: reward``.
+        items: raw rows; or pairs in the model's tokens, which a reward model needs.
+        config: of the task.
+        screen: where progress goes.
 
     Raises:
         DataError: as `check` does, and for a text longer than what the model reads.
     """
+    refuse_empty(items)
+    tokens = [item for item in items if isinstance(item, PairItem)]
+    rows = [item for item in items if isinstance(item, Row)]
+    assert len(items) in (len(tokens), len(rows)), (len(tokens), len(rows))
+    if config.by == "reward":
+        assert not rows, "a reward model's rows are rendered and encoded as in its training"
+        return preferred(engine, tokens, screen)
+    if tokens:
+        return likelier(engine, tokens, screen, normalise=config.normalise)
+    return _of_rows(engine, rows, config, screen)
+
+
+def _of_rows(engine: Engine, items: Sequence[Row], config: Config, screen: Screen) -> list[TaskResult]:
+    """By the likelihoods of the answers in raw rows, which are written here."""
     started = time.perf_counter()
     pairs = _pairs(items, config)
     writer = prompter(engine, config.chat, "preference")
@@ -98,7 +157,6 @@ def _request(prompter: Prompter, before: str | Turns, answer: str, separator: st
 
 
 def _pairs(items: Sequence[Row], config: Config) -> list[_Pair]:
-    refuse_empty(items)
     pairs, problems = every(items, lambda row: _pair(row, config))
     refuse(problems)
     return [pair for pair in pairs if pair is not None]
