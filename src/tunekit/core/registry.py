@@ -83,7 +83,6 @@ class Registry:
         return first[3:].split('"""')[0].strip()
 
 
-
 METHODS = Registry("tunekit.methods", "method")
 ADAPTERS = Registry("tunekit.model.adapters", "adapter kind", family="tunekit.model.adapters._peft")
 QUANTIZERS = Registry("tunekit.model.quantizers", "quantization kind")
