@@ -15,6 +15,7 @@ from tunekit.cli import (
     evaluate,
     export,
     merge,
+    prune,
     push,
     quantize,
     recipe,
@@ -65,6 +66,7 @@ app.add_typer(runs.app, name="runs", help="Look at finished and running runs.", 
 push.register(app)
 merge.register(app)
 quantize.register(app)
+prune.register(app)
 export.register(app)
 doctor.register(app)
 

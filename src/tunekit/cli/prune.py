@@ -1,0 +1,120 @@
+"""The verb prune: weights, channels or layers left out, and what that cost, measured on the artefact."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tunekit.cli.quantize import share
+from tunekit.cli.shared import Debug, Json, Overrides, Quiet, guard
+from tunekit.cli.stopping import stoppable
+from tunekit.core.errors import UserError
+
+Sparsity = Annotated[
+    float | None, typer.Option("--sparsity", help="magnitude, wanda: share of weights that become zero.")
+]
+Pattern = Annotated[
+    str | None, typer.Option("--pattern", help="magnitude, wanda: 2:4, or 4:8; in place of --sparsity.")
+]
+Size = Annotated[float | None, typer.Option("--size", help="channels: share of the feed-forward channels that stay.")]
+Layers = Annotated[int | None, typer.Option("--layers", help="depth: so many layers go.")]
+By = Annotated[str | None, typer.Option("--by", help="depth: cosine (default) or perplexity.")]
+Heal = Annotated[
+    Path | None,
+    typer.Option("--heal", help="channels, depth: train by this recipe afterwards.", metavar="RECIPE.yaml"),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("prune", rich_help_panel="Hand on")(prune)
+
+
+def prune(
+    model: Annotated[
+        str, typer.Argument(help="Run, adapter, model folder, Hub id or builtin:<name>.", metavar="MODEL")
+    ],
+    way: Annotated[str, typer.Option("--way", "-w", help="magnitude, wanda, channels or depth.")],
+    sparsity: Sparsity = None,
+    pattern: Pattern = None,
+    size: Size = None,
+    layers: Layers = None,
+    by: By = None,
+    heal: Heal = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="New folder; default: MODEL-<the way>.", metavar="DIR")
+    ] = None,
+    calib: Annotated[
+        list[str] | None, typer.Option("--calib", help="Rows that are looked at; default: the run's training data.")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", "-d", help="Rows to measure on; default: the run's held-out rows.")
+    ] = None,
+    limit: Annotated[
+        str | None, typer.Option("--max-ppl-increase", help="Refuse where perplexity rises by more, such as 2%.")
+    ] = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Prune a model: leave out what matters least, and measure what that cost.
+
+    magnitude and wanda set weights to zero: files stay as large. channels and depth make a smaller, faster model of
+    the same architecture, which a short training heals. One that is not sound, or worse than allowed, is not left
+    behind: exit code 5.
+
+    Example: [bold]tunekit prune runs/support --way depth --layers 4 --heal heal.yaml[/bold]
+
+    Example: [bold]tunekit prune runs/support --way wanda --pattern 2:4 --max-ppl-increase 5%[/bold]
+    """
+    with guard(json=json, debug=debug), stoppable():
+        named: dict[str, Any] = {"model": model, "way": way, "sparsity": sparsity, "pattern": pattern, "size": size}
+        named |= {"layers": layers, "by": by, "calibration.data": _sources(calib), "proof.data": _sources(data)}
+        if limit is not None:
+            named["proof.max_ppl_increase"] = share(limit, "--max-ppl-increase")
+        wanted = _wanted({key: value for key, value in named.items() if value not in (None, [])}, overrides or [])
+        _run(wanted, output or Path(f"{_name(model)}-{way}"), heal, quiet=quiet, json=json)
+
+
+def _run(wanted: Any, target: Path, heal: Path | None, *, quiet: bool, json: bool) -> None:
+    from tunekit.runs.screen import JsonScreen, make_screen
+
+    if heal is not None and not heal.is_file():
+        raise UserError("there is no such recipe", where=f"--heal {heal}", fix="name a recipe of training")
+    screen = make_screen(quiet=quiet, json=json)
+    with screen.step("starting"):
+        from tunekit.compress.prune.heal import Healing
+        from tunekit.compress.prune.job import Job
+        from tunekit.compress.prune.show import console
+        from tunekit.compress.quantize import refuse_full
+    refuse_full(target)
+    record = Job(wanted, Path(), target, screen, Healing(heal) if heal is not None else None).run()
+    if json:
+        JsonScreen().event("done", folder=str(target), record=record)
+    elif not quiet:
+        from rich.console import Console
+
+        Console(highlight=False).print("", console(record, target), sep="\n")
+
+
+def _wanted(named: dict[str, Any], overrides: list[str]) -> Any:
+    """The checked options."""
+    from tunekit.compress.prune.recipe import check
+    from tunekit.recipe.document import override, parse
+
+    text = f"model: {jsonlib.dumps(named.pop('model'))}\n"
+    given = [f"{key}={jsonlib.dumps(value)}" for key, value in named.items()]
+    return check(override(parse(text, "options"), [*given, *overrides]))
+
+
+def _sources(paths: list[str] | None) -> list[dict[str, str]]:
+    return [{"path": path} for path in paths or []]
+
+
+def _name(model: str) -> str:
+    path = Path(model).expanduser()
+    return str(path).rstrip("/") if path.is_dir() else Path(model.removeprefix("builtin:")).name

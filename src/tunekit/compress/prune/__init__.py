@@ -1,0 +1,1 @@
+"""Models made smaller by leaving weights out: single ones, channels, whole layers."""

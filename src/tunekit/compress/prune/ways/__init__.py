@@ -1,0 +1,1 @@
+"""The ways of pruning: one file each."""
