@@ -40,7 +40,10 @@ PLUGINS = (
     "tunekit.compress.backends", "tunekit.compress.runtimes", "tunekit.compress.exports",
     "tunekit.compress.prune.ways",
 )  # fmt: skip
-BROAD_EXCEPT = {"tunekit.cli.shared"}  # the last resort of the program
+BROAD_EXCEPT = {
+    "tunekit.cli.shared",  # the last resort of the program
+    "tunekit.evaluate.metrics._hub",  # programs that others published fail as they like
+}
 DANGEROUS = {
     # on annotations of the installed transformers' and PEFT's own source, without builtins
     ("tunekit.recipe.extra", "eval"),

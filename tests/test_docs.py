@@ -68,9 +68,12 @@ def until_shell(words):
     return words[:end]
 
 
+ROOT_COMMAND = get_command(app)
+
+
 def faults(words, *, whole):
     """What is wrong with a command line, without running it: no such command, no such option, a missing argument."""
-    command, context = get_command(app), typer.Context(get_command(app), info_name="tunekit")
+    command, context = ROOT_COMMAND, typer.Context(ROOT_COMMAND, info_name="tunekit")
     while isinstance(command, TyperGroup) and words and not words[0].startswith("-"):
         name, *words = words
         if name not in command.commands:

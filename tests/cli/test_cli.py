@@ -47,8 +47,8 @@ def run():
 
 
 @pytest.fixture
-def recipe(run, tmp_path):
-    assert run("init", "sft", "-o", "recipe.yaml").exit_code == 0
+def recipe():
+    Path("recipe.yaml").write_text(METHODS.load("sft").RECIPE, encoding="utf-8")
     return "recipe.yaml"
 
 
@@ -145,12 +145,17 @@ def test_init_writes_a_recipe_that_loads(run, tmp_path, method):
     printed = run("init", method)
     assert (printed.exit_code, printed.stdout) == (0, METHODS.load(method).RECIPE)
     assert files() == []
-    written = run("init", method, "-o", tmp_path / "new" / "r.yaml")
+    (tmp_path / "r.yaml").write_text(printed.stdout, encoding="utf-8")
+    assert load(tmp_path / "r.yaml").method == method
+
+
+def test_init_writes_a_file_and_the_schema_beside_it(run, tmp_path):
+    written = run("init", "sft", "-o", tmp_path / "new" / "r.yaml")
     assert written.exit_code == 0
-    assert f"tunekit {method} " in written.stdout
+    assert "tunekit sft " in written.stdout
     text = (tmp_path / "new" / "r.yaml").read_text()
-    assert text == "# yaml-language-server: $schema=./tunekit.schema.json\n" + printed.stdout
-    assert load(tmp_path / "new" / "r.yaml").method == method
+    assert text == "# yaml-language-server: $schema=./tunekit.schema.json\n" + METHODS.load("sft").RECIPE
+    assert load(tmp_path / "new" / "r.yaml").method == "sft"
     assert json.loads((tmp_path / "new" / "tunekit.schema.json").read_text()) == json.loads(run("schema").stdout)
 
 

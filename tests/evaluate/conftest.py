@@ -117,3 +117,18 @@ def loop_likelihoods():
         return found
 
     return compute
+
+
+@pytest.fixture(scope="session")
+def evaluate_cache(tmp_path_factory):
+    """The evaluate library makes an empty folder for each module, and copies the programs that it loads.
+
+    Once for all tests of a process: it imports its copies as a package, which then has one place.
+    """
+    import evaluate
+
+    patch = pytest.MonkeyPatch()
+    for name in ("HF_METRICS_CACHE", "HF_MODULES_CACHE"):
+        patch.setattr(evaluate.config, name, str(tmp_path_factory.mktemp(name)))
+    yield
+    patch.undo()

@@ -8,18 +8,7 @@ from tunekit.core.errors import UserError
 from tunekit.evaluate.module import module
 from tunekit.evaluate.scoring import score
 
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    """The library makes an empty folder for each module, and copies the programs that it loads."""
-    import evaluate
-
-    patch = pytest.MonkeyPatch()
-    for name in ("HF_METRICS_CACHE", "HF_MODULES_CACHE"):
-        patch.setattr(evaluate.config, name, str(tmp_path_factory.mktemp(name)))
-    yield
-    patch.undo()
-
+pytestmark = pytest.mark.usefixtures("evaluate_cache")
 
 GIVEN, RIGHT = ["今天天气好", "the cat sat", ""], ["今天天气很好", "the cat sat", "x"]
 LISTS = [[text, "another"] for text in RIGHT]

@@ -33,6 +33,14 @@ PROMPTS = {
     "cmath": ("math/cmath_dev.jsonl", "numeric_answer"),
 }
 METHODS_OF_PAIRS = ("dpo", "simpo", "orpo", "cpo", "reward")
+AT_ONCE = {("dpo", "hh"), ("simpo", "zh"), ("reward", "en"), ("kto", "taskmaster"), ("grpo", "cmath"), ("ppo", "gsm8k")}
+"""Those of the quick suite: each file once, each kind of method once."""
+
+
+def cases(methods, files):
+    """Every method on every file."""
+    every = [(method, file) for method in methods for file in files]
+    return [pytest.param(*one, marks=() if one in AT_ONCE else pytest.mark.slow) for one in every]
 
 
 def trained(run_recipe, method, path, limit, *more):
@@ -45,8 +53,7 @@ def trained(run_recipe, method, path, limit, *more):
     return plan, record
 
 
-@pytest.mark.parametrize("file", PAIRS)
-@pytest.mark.parametrize("method", METHODS_OF_PAIRS)
+@pytest.mark.parametrize(("method", "file"), cases(METHODS_OF_PAIRS, PAIRS))
 def test_a_method_of_pairs_runs_on_real_pairs(method, file, shared_data, run_recipe):
     name, limit, faults = PAIRS[file]
     plan, record = trained(run_recipe, method, shared_data / name, limit)
@@ -60,15 +67,14 @@ def test_a_method_of_pairs_runs_on_real_pairs(method, file, shared_data, run_rec
     assert "preference_accuracy" in names
 
 
-@pytest.mark.parametrize("file", JUDGED)
-def test_kto_runs_on_real_judged_answers(file, shared_data, run_recipe):
+@pytest.mark.parametrize(("method", "file"), cases(["kto"], JUDGED))
+def test_kto_runs_on_real_judged_answers(method, file, shared_data, run_recipe):
     name, limit, _ = JUDGED[file]
     more = ["data.train.0.format=scored_turns", "data.max_length=2048"] if file == "taskmaster" else []
-    trained(run_recipe, "kto", shared_data / name, limit, *more)
+    trained(run_recipe, method, shared_data / name, limit, *more)
 
 
-@pytest.mark.parametrize("file", PROMPTS)
-@pytest.mark.parametrize("method", ["grpo", "rloo", "ppo"])
+@pytest.mark.parametrize(("method", "file"), cases(["grpo", "rloo", "ppo"], PROMPTS))
 def test_rewards_on_real_mathematics(method, file, shared_data, run_recipe):
     name, reward = PROMPTS[file]
     mapped = ", columns: {prompt: input, reference: golden}, format: prompts" if file == "cmath" else ""

@@ -390,7 +390,7 @@ def slow(*names):
     return [pytest.param(name, marks=[pytest.mark.slow]) for name in names]
 
 
-@pytest.mark.parametrize("name", ["offline", "mixed", *slow("onpolicy", "sequence")])
+@pytest.mark.parametrize("name", ["mixed", *slow("offline", "onpolicy", "sequence")])
 def test_stopped_and_gone_on_with_is_as_if_never_stopped(name, plan_of, run_plan, ask_at):
     from tunekit.core.progress import Silent
     from tunekit.train.pipeline import Job, run
@@ -409,7 +409,28 @@ def test_stopped_and_gone_on_with_is_as_if_never_stopped(name, plan_of, run_plan
     assert [sha256_file(path) for path in files[0]] == [sha256_file(path) for path in files[1]]
 
 
-@pytest.mark.parametrize("name", ["mixed", *slow("offline", "sequence")])
+@pytest.mark.parametrize("step", [0, 2])
+def test_stopped_among_the_students_answers_it_ends_at_once_and_goes_on(step, plan_of, run_plan, ask_in):
+    """After the second of a step's four; the run that goes on draws them all."""
+    from tunekit.core.progress import Silent
+    from tunekit.train.pipeline import Job, run
+
+    block = {"teacher": "builtin:tiny", **RESUMED["onpolicy"], "rollout_batch_size": 1}
+    plan = plan_of("distill", distill=block, train__max_steps=4, train__log_every=1, **EVAL)
+    run_plan(plan)
+    cut = plan.model_copy(update={"run_dir": f"{plan.run_dir}-cut"})
+    done = ask_in("drawing answers", step, 2)
+    with pytest.raises(Stopped) as caught:
+        run_plan(cut)
+    assert f"at step {step}, with a checkpoint" in caught.value.told
+    assert done.count("drawing answers") == 2
+    assert run(Job(cut, None, resume=True), Silent()).status == "done"
+    files = [sorted((Path(each.run_dir) / "model").glob("*.safetensors")) for each in (plan, cut)]
+    assert told(plan) == told(cut)
+    assert [sha256_file(path) for path in files[0]] == [sha256_file(path) for path in files[1]]
+
+
+@pytest.mark.parametrize("name", slow("mixed", "offline", "sequence"))
 def test_two_ranks_do_what_one_does(name, plan_of, run_plan, logged):
     block = {"teacher": "builtin:tiny", **RESUMED[name]}
     one, two = (

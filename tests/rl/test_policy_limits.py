@@ -97,7 +97,7 @@ def test_an_answer_without_an_end_is_punished(made):
         assert line["reward"] == pytest.approx(line["parts"]["vowels"] - (0 if line["ended"] else 3.0))
 
 
-@pytest.mark.parametrize("method", ["ppo", "grpo", "rloo"])
+@pytest.mark.parametrize("method", ["ppo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("grpo", "rloo"))])
 def test_answers_of_one_token(method, made):
     lines, _ = made(method, block={"max_new_tokens": 1, "beta": 0.1, "passes": 2})
     assert {line["answer_tokens"] for line in lines} == {1.0}
@@ -121,8 +121,15 @@ def test_an_end_at_once_is_an_answer(made, sharp, tmp_path):
     assert all(math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]) for line in lines)
 
 
-@pytest.mark.parametrize("function", ["same", "silent"])
-@pytest.mark.parametrize("method", ["grpo", "rloo"])
+@pytest.mark.parametrize(
+    ("method", "function"),
+    [
+        ("grpo", "same"),
+        ("rloo", "silent"),
+        pytest.param("grpo", "silent", marks=pytest.mark.slow),
+        pytest.param("rloo", "same", marks=pytest.mark.slow),
+    ],
+)
 def test_rewards_that_are_all_alike_move_nothing(method, function, made, sharp):
     """No answer is better than another; nor where no reward says anything."""
     import torch

@@ -75,36 +75,6 @@ def told(plan):
     return metrics, [(folder / name).read_text() for name in ("samples.jsonl", "rollouts.jsonl")], weights
 
 
-@pytest.fixture
-def ask_in(monkeypatch):
-    """Sends this process a signal while something is done for the n-th time in a step; what is done is kept."""
-    from tunekit.train.session import Session
-
-    build = Session.build
-
-    def arm(what, step, times):
-        done = []
-
-        def armed(self):
-            trainer = build(self)
-            pulse = trainer.pulse
-
-            def told(words):
-                pulse(words)
-                if self.checkpoint is None and trainer.state.global_step == step and trainer.optimizer is not None:
-                    done.append(words)
-                    if done.count(what) == times and words == what:
-                        os.kill(os.getpid(), signal.SIGTERM)
-
-            trainer.pulse = told
-            return trainer
-
-        monkeypatch.setattr(Session, "build", armed)
-        return done
-
-    return arm
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(plan_of, run_plan, prompts, sharp):
     made = {}

@@ -9,11 +9,19 @@ import pytest
 LORA = {"kind": "lora", "r": 4, "alpha": 8}
 ADAPTERS = {"full": None, "lora": LORA}
 STEPS = 3
+SLOW = pytest.mark.slow
+AT_ONCE = ("sigmoid", "ipo", "mix", "wpo ld")
 COMMON = {
     "max_steps": STEPS, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "logging_steps": 1, "max_length": 128,
     "report_to": "none", "save_strategy": "no", "use_cpu": True, "bf16": False, "disable_tqdm": True,
     "gradient_checkpointing": False, "seed": 42, "lr_scheduler_type": "constant",
 }  # fmt: skip
+
+
+def some(names, at_once):
+    """All of them; those that are not named are for the slow suite."""
+    assert set(at_once) <= set(names)
+    return [pytest.param(name, marks=() if name in at_once else SLOW) for name in names]
 
 
 def steps(trainer):
@@ -79,6 +87,11 @@ def pair_rows(prepared):
     return Dataset.from_list(made)
 
 
+def lora_of(names):
+    """Each with LoRA."""
+    return [pytest.param(name, "lora", marks=() if name in AT_ONCE else SLOW) for name in names]
+
+
 LOSSES = {
     "sigmoid": ({}, {}),
     "hinge": ({"loss": "hinge"}, {"loss_type": ["hinge"]}),
@@ -99,7 +112,7 @@ LOSSES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("loss", "adapter"), [*((loss, "lora") for loss in LOSSES), ("sigmoid", "full")])
+@pytest.mark.parametrize(("loss", "adapter"), [("sigmoid", "full"), *lora_of(LOSSES)])
 def test_dpo_is_trls(loss, adapter, preference_plan, ready_of, tmp_path, note):
     ours, theirs = LOSSES[loss]
     options = {f"dpo__{name}": value for name, value in ours.items()}
@@ -188,7 +201,10 @@ def test_dpo_is_trls_on_messages(adapter, preference_plan, preferences, ready_of
     same(*found)
 
 
-@pytest.mark.parametrize(("loss", "adapter"), [("kto", "lora"), ("kto", "full"), ("apo_zero_unpaired", "lora")])
+@pytest.mark.parametrize(
+    ("loss", "adapter"),
+    [("kto", "lora"), pytest.param("kto", "full", marks=SLOW), pytest.param("apo_zero_unpaired", "lora", marks=SLOW)],
+)
 def test_kto_is_trls(loss, adapter, preference_plan, ready_of, tmp_path, note):
     """Of a large rate, so that policy and reference are apart and the reference point is above 0."""
     from datasets import Dataset
@@ -265,7 +281,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", some(CASES, ("dpo", "kto")))
 def test_micro_batches_and_accumulation_do_not_change_the_step(case, preference_plan, ready_of, note):
     """Ragged pairs: also a likelihood over tokens is a mean over those of the global batch."""
     method, options = CASES[case]

@@ -246,3 +246,17 @@ def test_a_tokenizer_without_a_template_scores_no_conversation(scorer, tmp_path)
     for file in folder.glob("*.jinja"):
         file.unlink()
     assert "has no chat template" in refused(RewardModel.load(folder, device="cpu").scores, TALKS[:1]).what
+
+
+def test_a_reward_model_of_the_hub_is_told_from_a_folder(scorer, blocks, tmp_path, monkeypatch):
+    from tunekit.recipe.schema import ModelBlock
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    problem = refused(Rewarder(blocks("{model: org/reward}"), tmp_path).check, kind=MachineError)
+    assert "'org/reward' cannot be loaded from the Hub" in problem.what
+    assert refused(Rewarder(blocks("{model: runs/reward}"), tmp_path).check).what == "there is no folder 'runs/reward'"
+    problem = refused(Rewarder(blocks(f"{{model: '{scorer()}', revision: v1}}"), tmp_path).check)
+    assert problem.what.endswith("is a folder, which has no revisions")
+    named = RewardModel.load(ModelBlock(name=str(scorer())), device="cpu")
+    assert named.scores(TALKS) == RewardModel.load(scorer(), device="cpu").scores(TALKS)

@@ -138,19 +138,32 @@ def test_a_teacher_that_must_be_padded_pads_the_student(plan_of, session_of, mon
 
 
 @pytest.mark.parametrize(
-    "block",
+    ("block", "key"),
     [
-        {"mode": "offline", "max_new_tokens": 7},
-        {"mode": "offline", "student_share": 0.5},
-        {"mode": "onpolicy", "nll_weight": 0.5},
-        {"mode": "sequence", "divergence": "jsd"},
-        {"mode": "sequence", "temperature": 2.0},
-        {"beta": 0.3},
-        {"divergence": "jsd", "beta": 1.0},
-        {"divergence": "kl"},
+        ({"mode": "offline", "max_new_tokens": 7}, "max_new_tokens"),
+        ({"mode": "offline", "student_share": 1.0}, "student_share"),  # its default, and still without a meaning
+        ({"mode": "onpolicy", "nll_weight": 0.5}, "nll_weight"),
+        ({"mode": "sequence", "divergence": "jsd"}, "divergence"),
+        ({"mode": "sequence", "temperature": 2.0}, "temperature"),
+        ({"beta": 0.5}, "beta"),
     ],
 )
-def test_an_option_that_would_not_be_heeded_is_refused(block):
+def test_an_option_that_would_not_be_heeded_is_refused(block, key, tmp_path):
+    from tunekit.core.errors import UserError
+    from tunekit.methods import distill
+    from tunekit.recipe.document import parse
+    from tunekit.recipe.load import check
+
+    text = json.dumps({"method": "distill", "data": {"train": [{"path": "builtin:instructions"}]},
+                       "model": {"name": "builtin:tiny"}, "distill": {"teacher": "builtin:tiny", **block}})  # fmt: skip
+    with pytest.raises(UserError) as caught:
+        distill.check(check(parse(text, "r.yaml")), tmp_path)
+    (problem,) = caught.value.problems
+    assert problem.what.startswith(f"{key} means nothing to ") and problem.where == f"distill.{key}"
+
+
+@pytest.mark.parametrize("block", [{"divergence": "jsd", "beta": 1.0}, {"divergence": "kl"}])
+def test_a_value_that_there_is_not_is_refused(block):
     from tunekit.methods.distill import Config
 
     with pytest.raises(ValidationError):

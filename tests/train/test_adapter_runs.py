@@ -11,6 +11,7 @@ import pytest
 from tunekit.core.errors import MachineError, UserError
 
 LORA = {"kind": "lora", "r": 4}
+SLOW = pytest.mark.slow
 FREEZE = {"kind": "freeze", "last_layers": 1}
 CHECKPOINTING = {"train__gradient_checkpointing": True}
 
@@ -72,7 +73,15 @@ def test_an_adapter_that_does_not_fit_is_no_start(adapter, spoil, what, trained,
         session_of(plan_of(model__name="builtin:tiny", adapter=adapter | {"start": str(folder)}))
 
 
-@pytest.mark.parametrize("adapter", [{"kind": "prompt"}, {"kind": "prefix"}, LORA | {"init": "pissa"}, {"kind": "c3a"}])
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"kind": "prefix"},
+        pytest.param({"kind": "prompt"}, marks=SLOW),
+        pytest.param(LORA | {"init": "pissa"}, marks=SLOW),
+        pytest.param({"kind": "c3a"}, marks=SLOW),
+    ],
+)
 def test_the_base_is_measured_without_the_adapter(adapter, plan_of, run_plan):
     """Many kinds do not begin with the base's output; the score before training is the base's all the same."""
     given = {"model__name": "builtin:tiny", "data__eval": {"count": 4}, "eval__baseline": True}
@@ -126,7 +135,7 @@ def test_packages_that_are_missing_are_named_with_their_line(plan_of, monkeypatc
     assert any("needs bitsandbytes" in p.what and "pip install" in p.fix for p in caught.value.problems)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, pytest.param(8, marks=SLOW)])
 def test_a_run_on_quantized_weights(bits, plan_of, run_plan):
     given = {"model__name": "builtin:tiny", "model__quantize": {"kind": "bnb", "bits": bits}, "adapter": LORA}
     given |= {"data__eval": {"count": 4}, "eval__baseline": True, "train__learning_rate": 4e-3}
@@ -263,6 +272,7 @@ def test_what_is_trained_of_the_base_is_kept_in_float32_on_a_gpu(adapter, dtype,
     assert resolve(recipe, Path("recipe.yaml"), machine).weights_dtype == dtype
 
 
+@SLOW
 def test_a_merge_stands_in_the_run_s_record_and_on_the_card(trained, tmp_path):
     from tunekit.compress.merge import Request, merge
     from tunekit.core.progress import Silent

@@ -98,6 +98,11 @@ def raise_all(kind: type[TunekitError], problems: Sequence[Problem]) -> None:
         raise kind(first.what, where=first.where, fix=first.fix, problems=problems[1:])
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line; its type, when it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 _NO_MEMORY = (
     "can't allocate memory",
     "cannot allocate memory",

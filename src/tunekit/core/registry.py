@@ -36,7 +36,7 @@ class Registry:
         package: dotted name of the folder, for example ``tunekit.methods``.
         kind: what one plug-in is called in messages, for example ``method``.
         family: dotted name of a module that makes further plug-ins, which have no file of their own: its ``names()``
-            gives their names, its ``load(name)`` one of them.
+            gives those that can be listed, ``knows(name)`` says of any name whether it makes it, ``load(name)`` does.
     """
 
     package: str
@@ -57,6 +57,10 @@ class Registry:
         found = (m.name for m in pkgutil.iter_modules(spec.submodule_search_locations))
         return tuple(sorted(name for name in found if not name.startswith("_")))
 
+    def knows(self, name: str) -> bool:
+        """Whether there is such a plug-in."""
+        return name in self.files or bool(self.family and importlib.import_module(self.family).knows(name))
+
     def load(self, name: str) -> ModuleType:
         """Imports one plug-in.
 
@@ -65,7 +69,7 @@ class Registry:
         """
         if name in self.files:
             return importlib.import_module(f"{self.package}.{name}")
-        if name not in self.names:
+        if not self.knows(name):
             raise UserError(f"unknown {self.kind} '{name}'", fix=did_you_mean(name, self.names))
         assert self.family is not None
         plugin: ModuleType = importlib.import_module(self.family).load(name)
@@ -88,7 +92,7 @@ ADAPTERS = Registry("tunekit.model.adapters", "adapter kind", family="tunekit.mo
 QUANTIZERS = Registry("tunekit.model.quantizers", "quantization kind")
 FORMATS = Registry("tunekit.data.formats", "data format")
 TASKS = Registry("tunekit.evaluate.tasks", "evaluation task")
-METRICS = Registry("tunekit.evaluate.metrics", "metric")
+METRICS = Registry("tunekit.evaluate.metrics", "metric", family="tunekit.evaluate.metrics._hub")
 ENGINES = Registry("tunekit.evaluate.engines", "engine")
 REWARDS = Registry("tunekit.rl.rewards", "reward")
 BACKENDS = Registry("tunekit.compress.backends", "quantization backend")

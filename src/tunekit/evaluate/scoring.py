@@ -82,7 +82,8 @@ def score(
     assert len(answers) == len(references), (len(answers), len(references))
     values, totals, statistic = _computed(metric, config, answers, references, given)
     note = metric.note(references, config) if hasattr(metric, "note") else ""
-    return Scores(values, totals, statistic, note, metric.HIGHER_IS_BETTER, name, dict(options))
+    higher = metric.higher_is_better(config) if hasattr(metric, "higher_is_better") else metric.HIGHER_IS_BETTER
+    return Scores(values, totals, statistic, note, higher, name, dict(options))
 
 
 def check(name: str, options: Mapping[str, Any], references: References) -> None:

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunekit.core.errors import MachineError, UserError
+from tunekit.core.errors import MachineError, UserError, first_line
 from tunekit.core.files import sha256_json
 from tunekit.core.progress import Screen
 from tunekit.core.registry import ENGINES, nearest
@@ -19,6 +19,7 @@ from tunekit.evaluate.contract import Engine
 from tunekit.exam.identity import identity_of
 from tunekit.exam.recipe import LOCAL, options
 from tunekit.model import heads, restore
+from tunekit.model.device import device_of
 from tunekit.model.names import resolve_name
 from tunekit.model.quiet import hushed
 from tunekit.model.restore import Artefact
@@ -195,7 +196,7 @@ def asked(
             yield Asked(opened, sha256_json([engine.kind, module.identity(config, who.name)]))
         return
     with screen.step(f"loading {who.name}"):
-        device = module.device_of(config)
+        device = device_of(config.device, "engine.device")
         with hushed():
             importlib.import_module("peft")  # what its packages say when they are first imported is no news
             model = _loaded(who, config).eval()
@@ -233,9 +234,8 @@ def _loaded(who: Subject, config: Any) -> Any:
         return _read(who, config)
     except (SafetensorError, OSError) as error:
         place = who.artefact.folder if who.artefact is not None else who.name
-        told = str(error).strip().splitlines() or [type(error).__name__]
         fix = "are its files whole? save the model again, or fetch it again"
-        raise MachineError(f"the weights cannot be read: {told[0]}", where=str(place), fix=fix) from error
+        raise MachineError(f"the weights cannot be read: {first_line(error)}", where=str(place), fix=fix) from error
 
 
 def _read(who: Subject, config: Any) -> Any:

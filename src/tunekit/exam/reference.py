@@ -19,6 +19,8 @@ from tunekit.exam.recipe import EngineBlock, ExamBase, ForgettingBlock, OverlapB
 from tunekit.recipe.reference import Key, keys_of, markdown_table
 
 PAGE = "metrics.md"
+HUB_METRIC = "hub:ID"
+"""Stands for the metrics that are named by their place on the Hub."""
 
 _HEAD = """# Metrics of `tunekit eval`
 
@@ -45,7 +47,7 @@ def metrics_page() -> str:
     """All of docs/metrics.md."""
     lines = ["", "| metric | | better | by | needs | options |", "|---|---|---|---|---|---|"]
     told: dict[Key, list[str]] = {}
-    for name in METRICS.names:
+    for name in (*METRICS.names, HUB_METRIC):
         metric = METRICS.load(name)
         keys = _keys_of(metric.Config)
         for key in keys:

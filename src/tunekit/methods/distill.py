@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from tunekit.core.errors import Problem, UserError, raise_all
 from tunekit.core.types import Material
 from tunekit.recipe.schema import Block, Recipe
+from tunekit.rl.unused import refuse_unused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -104,17 +105,6 @@ class Config(Block):
             return 1.0 if self.mode == "onpolicy" else 0.0
         return self.sampling_temperature
 
-    @model_validator(mode="after")
-    def _fits(self) -> Config:
-        fields = type(self).model_fields
-        given = [name for name in _ONLY if getattr(self, name) != fields[name].default]  # a plan says defaults too
-        for name in given:
-            if self.mode not in _ONLY[name]:
-                raise ValueError(f"a block without `{name}`, which `mode: {self.mode}` does not use")
-        if "beta" in given and self.divergence != "jsd":
-            raise ValueError("a block in which `beta` stands beside `divergence: jsd`")
-        return self
-
 
 def material(options: Config) -> Material:
     """Prompts where no answer of the data is looked at, else texts."""
@@ -132,6 +122,10 @@ def check(recipe: Recipe, folder: Path) -> None:
     from tunekit.rl.teachers import check_teacher
 
     block: Config = recipe.options
+    unused = {name: f"mode: {block.mode}" for name, modes in _ONLY.items() if block.mode not in modes}
+    if "beta" not in unused and block.divergence != "jsd":
+        unused["beta"] = f"divergence: {block.divergence}, only to jsd"
+    refuse_unused(recipe, unused)
     problems = []
     if block.mode == "onpolicy" and recipe.data.packing:
         problems.append(Problem("answers that are still to be drawn cannot be packed", "data.packing", "leave it out"))

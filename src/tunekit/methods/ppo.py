@@ -93,10 +93,10 @@ class Config(RolloutBlock):
     value_coef: float = Field(0.1, ge=0, le=100, description="weight of the values' loss")
     value_clip: float | None = Field(0.2, gt=0, description="values count so far from those at drawing; null: no limit")
     value_model: str = Field(
-        SHARED,
+        SEPARATE,
         min_length=1,
-        description="what values are read from: shared (the policy's states), separate (a model of its own that begins "
-        "as the policy), or a reward model's run or folder, as which it begins",
+        description="what values are read from: separate (a model of its own that begins as the policy), shared (the "
+        "policy's states: cheaper, learns less), or a reward model's run or folder, as which it begins",
     )
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunekit.core.errors import UserError, out_of_memory
+from tunekit.core.errors import UserError, first_line, out_of_memory
 from tunekit.core.registry import ADAPTERS
 from tunekit.model.artefact import check_base, verify
 from tunekit.model.new_tokens import train_with
@@ -164,9 +164,7 @@ def start_from(model: Any, folder: Path, base: ModelBlock) -> None:
     try:
         result = set_peft_model_state_dict(model, values)
     except (RuntimeError, KeyError, ValueError) as error:
-        raise UserError(
-            f"the adapter is not of this kind and shape: {str(error).splitlines()[0]}", where=where
-        ) from error
+        raise UserError(f"the adapter is not of this kind and shape: {first_line(error)}", where=where) from error
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     lacking = sorted(trained & set(result.missing_keys))
     if lacking or result.unexpected_keys:

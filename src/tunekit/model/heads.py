@@ -50,20 +50,23 @@ def refuse_scores(found: Artefact, fix: str) -> None:
 def check_scores(found: Artefact) -> None:
     """Refuses what cannot score a conversation with one number at its last token, before any weights are loaded.
 
-    Args:
-        found: what `scores` is true of.
-
     Raises:
-        UserError: another number of outputs, an adapter that brings no head, or one with tokens before the text.
+        UserError: a model or an adapter that writes, another number of outputs, an adapter that brings no head, or one
+            with tokens before the text.
         MachineError: the adapter's file cannot be read.
     """
     if found.adapter is None:
         block = found.base or ModelBlock(name=str(found.folder))
         config = load_config(block)
+        if not _kind_of(config).endswith(_KIND):
+            raise _headless(f"the model ({_kind_of(config)})", block.name)
         if config.num_labels != 1:
             what = f"the model ({_kind_of(config)}) gives {config.num_labels} numbers, and a reward is one"
             raise UserError(what, where=block.name, fix=_TRAIN)
         return
+    task = found.adapter.get("task_type")
+    if task != "SEQ_CLS":
+        raise _headless(f"the {found.kind_word} adapter (task {task})", str(found.folder))
     if found.adapter.get("num_virtual_tokens"):
         what = f"the {found.kind_word} adapter puts tokens before a conversation, which no reward model here does"
         raise UserError(what, where=str(found.folder), fix="train with another adapter, such as lora")

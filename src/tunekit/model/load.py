@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tunekit.core.errors import MachineError, UserError, raise_all
+from tunekit.core.errors import MachineError, UserError, first_line, raise_all
 from tunekit.core.registry import METHODS
 from tunekit.model import kbit
 from tunekit.model.adapt import with_adapter
@@ -87,7 +87,7 @@ def _base(plan: Plan, dtype: torch.dtype) -> PreTrainedModel:
             )
         except ImportError as error:
             raise MachineError(
-                str(error).strip().splitlines()[0], where="model", fix="`tunekit doctor` shows what is missing"
+                first_line(error), where="model", fix="`tunekit doctor` shows what is missing"
             ) from error
     _refuse_missing(info["missing_keys"], scored=bool(labels))
     return model  # type: ignore[no-any-return]

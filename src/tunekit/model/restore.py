@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunekit.core.errors import MachineError, UserError
+from tunekit.core.errors import MachineError, UserError, first_line
 from tunekit.core.registry import QUANTIZERS
 from tunekit.model import bottleneck, kbit
 from tunekit.model.adapt import make_ready
@@ -244,7 +244,7 @@ def attach(base: PreTrainedModel, found: Artefact, *, name: str = "default") -> 
         model = PeftModel.from_pretrained(base, str(found.folder), adapter_name=name, torch_device="cpu")
     except (ValueError, RuntimeError, KeyError, AttributeError, IndexError) as error:
         what = f"the {found.kind_word} adapter does not fit the base '{found.base.name if found.base else ''}'"
-        raise UserError(f"{what}: {str(error).strip().splitlines()[0]}", where=str(found.folder)) from error
+        raise UserError(f"{what}: {first_line(error)}", where=str(found.folder)) from error
     make_ready(model)
     check_tensors(model, found, name, grown=rows != found.base_facts.get("rows", rows))
     return model.eval()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tunekit.core.errors import MachineError, UserError
+from tunekit.core.errors import MachineError, UserError, first_line
 from tunekit.model.names import ModelName, resolve_name
 from tunekit.recipe.schema import ModelBlock
 
@@ -21,7 +21,7 @@ def hub_errors(name: ModelName) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        first = str(error).strip().splitlines()[0]
+        first = first_line(error)
         if name.kind == "hub":
             raise MachineError(
                 f"'{name.text}' cannot be loaded from the Hub: {first}",
@@ -32,11 +32,12 @@ def hub_errors(name: ModelName) -> Iterator[None]:
             f"the model folder cannot be read: {first}", where=name.text, fix="save it again with save_pretrained"
         ) from error
     except (ValueError, KeyError) as error:
-        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         fix = (
             "remote code is never run: use a model that transformers knows" if "trust_remote_code" in str(error) else ""
         )
-        raise UserError(f"transformers cannot load '{name.text}': {text}", where="model.name", fix=fix) from error
+        raise UserError(
+            f"transformers cannot load '{name.text}': {first_line(error)}", where="model.name", fix=fix
+        ) from error
 
 
 def load_tokenizer(block: ModelBlock) -> PreTrainedTokenizerBase:

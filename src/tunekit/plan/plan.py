@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 
 import tunekit
-from tunekit.core.errors import UserError
+from tunekit.core.errors import UserError, first_line
 from tunekit.core.files import sha256_json, write_json
 from tunekit.plan.hardware import Hardware
 from tunekit.recipe.kinds import Kinds, material_of, recipe_type
@@ -90,6 +90,4 @@ class Plan(Block):
         except OSError as error:
             raise UserError(f"no plan to read: {error.strerror}", where=str(path)) from None
         except ValueError as error:
-            raise UserError(
-                "not a plan of this version of tunekit", where=str(path), fix=str(error).splitlines()[0]
-            ) from None
+            raise UserError("not a plan of this version of tunekit", where=str(path), fix=first_line(error)) from None

@@ -209,7 +209,7 @@ def _names(recipe: Recipe) -> Found:
     if recipe.model.revision and (recipe.model.name.startswith("builtin:") or Path(recipe.model.name).exists()):
         yield ("model", "revision"), "'model.revision' is only for Hub ids", "leave it out"
     for index, metric in enumerate(recipe.eval.metrics):
-        if metric not in METRICS.names:
+        if not METRICS.knows(metric):
             yield ("eval", "metrics", index), f"unknown metric '{metric}'", did_you_mean(metric, METRICS.names)
     lists: list[tuple[str, tuple[SourceBlock, ...]]] = [("train", recipe.data.train)]
     if isinstance(recipe.data.eval, tuple):

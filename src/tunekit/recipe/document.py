@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunekit.core.errors import Problem, UserError, raise_all
+from tunekit.core.errors import Problem, UserError, first_line, raise_all
 
 Path_ = tuple[str | int, ...]
 MAX_BYTES = 1 << 20
@@ -159,7 +159,7 @@ def _compose(text: str, name: str) -> Any:
         raise UserError(f"the recipe has more than {MAX_DEPTH} levels", where=name, fix="close the brackets") from None
     except YAMLError as error:
         raise UserError(
-            f"not valid YAML: {str(error).splitlines()[0]}", where=name, fix="save the recipe as plain UTF-8 text"
+            f"not valid YAML: {first_line(error)}", where=name, fix="save the recipe as plain UTF-8 text"
         ) from None
 
 

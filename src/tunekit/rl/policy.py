@@ -26,7 +26,7 @@ from tunekit.rl.groups import GroupCollator, GroupTrainer, without_dropout
 from tunekit.rl.policy_losses import PolicyOptions, StepTotals, entropy_bonus, policy_loss, token_weights, value_loss
 from tunekit.rl.rewarding import Rewarder
 from tunekit.rl.rollouts import Rollout, group_of, load_rollouts, means, save_rollouts
-from tunekit.rl.stopping import Cut, unless_asked
+from tunekit.rl.stopping import Cut, left_for_later, unless_asked
 from tunekit.rl.tables import Table, numbers_of
 from tunekit.rl.watch import RewardWatch
 from tunekit.rl.windows import Windows
@@ -121,15 +121,8 @@ class PolicyTrainer(GroupTrainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Trainer's; a window that is cut short by a wish to stop is left for the run that goes on to draw."""
-        step, random = self.state.global_step, torch.get_rng_state()  # a loader draws a number as an epoch begins
-        try:
+        with left_for_later(self):
             super()._run_epoch(*args, **kwargs)
-        except Cut:
-            self.stopping = self.control.should_training_stop = True
-            if self.saves:
-                if self.state.global_step == step:
-                    torch.set_rng_state(random)
-                self._save_checkpoint(self.model, None)
 
     def _answered(self, index: int) -> dict[str, Any]:
         """The prompt with its answers as an example; a filler stays one."""

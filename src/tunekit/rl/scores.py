@@ -15,9 +15,8 @@ from tunekit.core.progress import Screen
 from tunekit.evaluate.choices import results
 from tunekit.evaluate.contract import EvalItem, TaskResult
 from tunekit.evaluate.mode import evaluating, plain_model
-from tunekit.evaluate.pairs import PairItem, margin_scores
+from tunekit.evaluate.pairs import PairItem, log_loss, margin_scores
 from tunekit.evaluate.run import rows_of
-from tunekit.evaluate.scoring import Scores
 from tunekit.kernels.attention import NAME
 from tunekit.kernels.segments import sequences
 from tunekit.plan.plan import Plan
@@ -79,7 +78,7 @@ class ScoreTrainer(GroupTrainer):
         texts = [ids for item in pairs for ids in (item.input_ids, item.rejected_ids)]
         found = self._scores(model, texts, tokenizer.pad_token_id, screen)
         margins = [chosen - rejected for chosen, rejected in zip(found[::2], found[1::2], strict=True)]
-        scores = [*margin_scores(margins, "score"), _log_loss(margins)]
+        scores = [*margin_scores(margins, "score"), log_loss(margins)]
         return results("preference", scores, pairs, (), started)
 
     def _scores(self, model: Any, texts: Sequence[Sequence[int]], pad: int, screen: Screen) -> list[float]:
@@ -102,14 +101,6 @@ class ScoreTrainer(GroupTrainer):
                     found[index] = value
                 step.advance(len(chosen))
         return found
-
-
-def _log_loss(margins: Sequence[float]) -> Scores:
-    """Cross-entropy of the preference that the scores foretell: sure and wrong costs most; ln 2 knows nothing."""
-    from math import exp, log1p
-
-    values = tuple(log1p(exp(-margin)) if margin > -30 else -margin for margin in margins)
-    return Scores(values, (), "mean", "nats; 0.693 without any knowledge", False, "log_loss")
 
 
 def score_trainer(

@@ -1,4 +1,4 @@
-"""A wish to stop while a policy answers prompts: it is heeded at the model's next pass, not when all have answered."""
+"""A wish to stop while a model answers prompts: it is heeded at its next pass, not when all have been answered."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tunekit.train.signals import StopRequest
 
 if TYPE_CHECKING:
-    from tunekit.rl.groups import GroupTrainer
+    from tunekit.train.causal import CausalTrainer
 
 T = TypeVar("T")
 
@@ -18,7 +18,7 @@ class Cut(Exception):
     """The run was asked to stop; what was under way is left."""
 
 
-def unless_asked(trainer: GroupTrainer, work: Callable[[], T], instead: Callable[[], object] = lambda: None) -> T:
+def unless_asked(trainer: CausalTrainer, work: Callable[[], T], instead: Callable[[], object] = lambda: None) -> T:
     """What ``work`` gives; every rank must be here.
 
     Args:
@@ -39,6 +39,22 @@ def unless_asked(trainer: GroupTrainer, work: Callable[[], T], instead: Callable
     if trainer.ranks.sum([not found])[0]:
         raise Cut
     return found[0]
+
+
+@contextmanager
+def left_for_later(trainer: CausalTrainer) -> Iterator[None]:
+    """An epoch of training; a step that a wish to stop cuts short is left for the run that goes on."""
+    import torch
+
+    step, random = trainer.state.global_step, torch.get_rng_state()  # a loader draws a number as an epoch begins
+    try:
+        yield
+    except Cut:
+        trainer.stopping = trainer.control.should_training_stop = True
+        if trainer.saves:
+            if trainer.state.global_step == step:
+                torch.set_rng_state(random)
+            trainer._save_checkpoint(trainer.model, None)
 
 
 @contextmanager

@@ -25,12 +25,13 @@ from tunekit.plan.plan import Plan
 from tunekit.recipe.kinds import material_of
 from tunekit.rl.drawing import drawn_of
 from tunekit.rl.rollouts import Drawn
+from tunekit.rl.stopping import Cut, left_for_later, unless_asked
 from tunekit.rl.teach_examples import PromptCollator, examples_of, with_answer
 from tunekit.rl.teachers import find_teacher
 from tunekit.train.causal import CausalTrainer, causal_trainer
 from tunekit.train.inputs import Inputs
 from tunekit.train.isolation import check_causal, check_isolated, run_flat
-from tunekit.train.trainer import Share
+from tunekit.train.trainer import EvaluationCut, Share
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -166,9 +167,15 @@ class StudentTrainer(TeachingTrainer):
         if not self.own(step) or step + 1 in self.skipped:
             return samples, count
         examples = [example for batch in samples for example in examples_of(batch)]
-        answered = iter(self._answered(examples, (self.args.seed + 1) * 1_000_003 + step, told=True))
+        seed = (self.args.seed + 1) * 1_000_003 + step
+        answered = iter(unless_asked(self, lambda: self._answered(examples, seed, told=True)))
         batches = [self.data_collator([next(answered) for _ in batch["tokens"]]) for batch in samples]
         return batches, self._get_num_items_in_batch(batches, device)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer's; a step that a wish to stop cuts short is left for the run that goes on."""
+        with left_for_later(self):
+            super()._run_epoch(*args, **kwargs)
 
     def _answered(self, examples: Sequence[dict[str, Any]], seed: int | None, *, told: bool) -> list[dict[str, Any]]:
         """The examples with the student's answers in the place of the data's; those without a prompt stay as they are.
@@ -205,7 +212,11 @@ class StudentTrainer(TeachingTrainer):
         from datasets import Dataset
 
         rank, world = self.ranks.rank, self.ranks.world
-        parts = self.ranks.gather(self._answered([rows[at] for at in range(rank, len(rows), world)], None, told=False))
+        mine = [rows[at] for at in range(rank, len(rows), world)]
+        try:
+            parts = self.ranks.gather(unless_asked(self, lambda: self._answered(mine, None, told=False)))
+        except Cut:
+            raise EvaluationCut from None
         return super().evaluation(Dataset.from_list([parts[at % world][at // world] for at in range(len(rows))]))
 
     def trial(self, example: dict[str, Any]) -> dict[str, Any]:

@@ -121,11 +121,11 @@ def _scoring(folder: Path, policy: Any, tokenizer: Any) -> tuple[Any, torch.Tens
     """
     import torch
 
-    from tunekit.model import restore
+    from tunekit.model.heads import HEAD
     from tunekit.rl.groups import without_dropout
-    from tunekit.rl.reward_model import HEAD, RewardModel, find
+    from tunekit.rl.reward_model import RewardModel, find, tokenizer_of
 
-    own, known = restore.load_tokenizer(find(folder)).get_vocab(), tokenizer.get_vocab()
+    own, known = tokenizer_of(find(folder)).get_vocab(), tokenizer.get_vocab()
     other = next((token for token, number in known.items() if own.get(token) != number), None)
     if other is not None:
         what = f"the reward model in {folder} reads other tokens than the policy, such as '{other}'"

@@ -12,7 +12,6 @@ from tunekit.data.collate import Collator
 from tunekit.data.prepare import Prepared
 from tunekit.model.artefact import base_facts
 from tunekit.plan.plan import Plan
-from tunekit.recipe.kinds import material_of
 from tunekit.train.inputs import Inputs
 
 if TYPE_CHECKING:
@@ -50,15 +49,6 @@ def begin_from_data(model: Any, plan: Plan, inputs: Inputs, prepared: Prepared) 
             yield {name: batch[name] for name in ("input_ids", "labels", "attention_mask")}
 
     kind.initialise(model, block, batches())
-
-
-def begins_bare(plan: Plan) -> bool:
-    """Whether a run is compared with the model without an adapter.
-
-    A preference method whose adapter was trained before is compared with what that one had learnt.
-    """
-    started = getattr(plan.recipe.adapter_block, "start", None) is not None
-    return not (started and material_of(plan.method) != "texts")
 
 
 def artefact_facts(plan: Plan) -> dict[str, Any]:

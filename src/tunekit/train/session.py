@@ -29,7 +29,7 @@ from tunekit.model.starts import changes_base, initial_state
 from tunekit.plan.plan import Plan
 from tunekit.runs.environment import library_versions
 from tunekit.runs.layout import RunFolder, step_of
-from tunekit.train.adapters import artefact_facts, begin_from_data, begins_bare
+from tunekit.train.adapters import artefact_facts, begin_from_data
 from tunekit.train.flops import measured_rate
 from tunekit.train.inputs import Inputs, eval_items, planned_steps
 from tunekit.train.resume import check_base
@@ -237,7 +237,7 @@ class Session:
                 model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
                 tokenizer = self.inputs.tokenizer
                 stops = stop_ids(tokenizer, model, self.inputs.turn_end)
-                bare = base and begins_bare(self.plan) and not changes_base(model)
+                bare = base and not self.plan.base_is and not changes_base(model)
                 with without_adapter(model) if bare else nullcontext(model) as measured:
                     results = trainer.measure(measured, tokenizer, items, self.screen, stops)
             trainer.accelerator.wait_for_everyone()

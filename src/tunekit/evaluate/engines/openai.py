@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from tunekit.core.errors import UserError
+from tunekit.core.errors import UserError, first_line
 from tunekit.core.progress import Screen
 from tunekit.evaluate.contract import Generated, Likelihood, Prompt, Scored
 from tunekit.evaluate.endpoint import Address, Client, Path, Refused, text_of
@@ -55,7 +55,7 @@ def _tokenizer(name: str | None) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        what = f"no tokenizer in '{name}': {str(error).splitlines()[0]}"
+        what = f"no tokenizer in '{name}': {first_line(error)}"
         raise UserError(what, fix="tokenizer: a local folder or a Hub id") from error
 
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tunekit.core.errors import MachineError
 from tunekit.evaluate.local import TransformersEngine
 from tunekit.evaluate.scorer import ScoringEngine
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Config(BaseModel):
@@ -29,22 +25,6 @@ class Config(BaseModel):
         default=None, description="load the base in the 4 or 8 bits that its adapter was trained on; default: if it was"
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="auto: a GPU where there is one")
-
-
-def device_of(config: Config) -> torch.device:
-    """Where the model is to lie.
-
-    Raises:
-        MachineError: the device that the recipe names is not there.
-    """
-    import torch
-
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
-    if config.device != "auto":
-        if not there[config.device]:
-            raise MachineError(f"there is no device '{config.device}' here", where="engine.device", fix="device: auto")
-        return torch.device(config.device)
-    return torch.device("cuda" if there["cuda"] else "mps" if there["mps"] else "cpu")
 
 
 def around(config: Config, model: Any, tokenizer: Any, stop_ids: Sequence[int]) -> TransformersEngine:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tunekit.core.errors import DataError, MachineError, UserError
+from tunekit.core.errors import DataError, MachineError, UserError, first_line
 from tunekit.core.progress import Screen
 from tunekit.evaluate.contract import Generated, Likelihood, Prompt, Scored
 from tunekit.evaluate.prompting import Prompter
@@ -63,9 +63,9 @@ def open(config: Config, name: str, screen: Screen) -> Iterator[VllmEngine]:
             seed=0,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise MachineError(
-            f"vLLM could not load '{name}': {first}", fix="lower `memory` or `max_length`, or see vLLM's own messages"
+            f"vLLM could not load '{name}': {first_line(error)}",
+            fix="lower `memory` or `max_length`, or see vLLM's own messages",
         ) from error
     engine = VllmEngine(model, vllm.SamplingParams)
     del model

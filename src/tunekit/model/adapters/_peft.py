@@ -65,6 +65,11 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(set(peft_kinds()) - set(OURS)))
 
 
+def knows(name: str) -> bool:
+    """Whether PEFT has such a kind, and it has no name of ours."""
+    return name in names()
+
+
 @cache
 def load(name: str) -> ModuleType:
     """A plug-in such as a file of this folder would be: ``Config`` and ``peft_config``.
