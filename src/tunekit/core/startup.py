@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import importlib
+import logging
 import os
 from collections.abc import Mapping
 
 _POLICY, _ASLEEP = "OMP_WAIT_POLICY", "PASSIVE"
 _TURNS = "GOMP_SPINCOUNT"
 """GNU's number of turns that a thread spins before it sleeps; stronger than the policy."""
+_TALKS_OF_ITSELF = "torch.utils._pytree"
+"""Warns of old calls that torchao makes when it is imported, which transformers does wherever it is installed."""
 _OFTEN = gc.get_threshold()
 _SELDOM = 50_000  # new objects between two looks for garbage
 
@@ -21,6 +24,7 @@ def begin() -> None:
     tenth of the time from the command to the first step, so garbage is looked for less often, until `load_to_stay`.
     """
     os.environ.update(waiting(os.environ))
+    logging.getLogger(_TALKS_OF_ITSELF).setLevel(logging.ERROR)
     gc.set_threshold(_SELDOM, *_OFTEN[1:])
 
 
