@@ -53,6 +53,7 @@ ENVIRONMENT = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "CUDA_VIS
 WHOLE_ENVIRONMENT = {
     "tunekit.core.startup",  # sets how OpenMP's threads wait, before torch is loaded
     "tunekit.train.launch",  # handed on to the ranks
+    "tunekit.rl.colocated",  # vLLM finds there how the processes meet
     "tunekit.evaluate.endpoint",  # a server's key, from the variable that the recipe names
     "tunekit.runs.scrub",  # the values of secrets are looked for, to be taken out of what is shown
 }

@@ -146,11 +146,11 @@ def test_the_finished_model_has_no_head_of_values(planned, run_plan, sharp):
         run_plan(plan)
         (file,) = (Path(plan.run_dir) / "model").glob("*model.safetensors")
         names = load_file(file).keys()
-        assert names and not any("value" in name and "head" in name for name in names)
+        assert names and not any("value_" in name for name in names)
         if adapter is None:
             assert names == load_file(Path(sharp) / "model.safetensors").keys()
         best = sorted((Path(plan.run_dir) / "checkpoints").iterdir())[-1]
-        assert set(load_file(best / "values.safetensors")) == {"weight", "bias"}
+        assert set(load_file(best / "values.safetensors")) > {"weight", "bias"}
 
 
 def test_in_bf16_the_rewards_while_training_are_those_of_the_table(planned, run_plan):

@@ -8,8 +8,10 @@ CASES = {
     "grpo": {**LAYOUT, "kl": "k3"},
     "grpo at 0.7": {**LAYOUT, "kl": "k3", "temperature": 0.7, "scale": "batch", "entropy_coef": 0.01},
     "rloo": {**LAYOUT, "missing_end_penalty": 0.4},
-    "ppo": {**LAYOUT, "value_coef": 0.7, "value_clip": 0.05, "gamma": 0.98, "generations": 2},
-    "ppo, rewards whitened": {**LAYOUT, "kl": "k2", "whiten_rewards": True, "generations": 3, "temperature": 0.9},
+    "ppo": {**LAYOUT, "value_coef": 0.7, "value_clip": 0.05, "gamma": 0.98, "generations": 2, "value_model": "shared"},
+    "ppo, rewards whitened": {
+        **LAYOUT, "kl": "k2", "whiten_rewards": True, "generations": 3, "temperature": 0.9, "value_model": "shared"
+    },
 }
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from tunekit.recipe.schema import Recipe
 from tunekit.rl.blocks import RolloutBlock
-from tunekit.rl.checks import check_rewards
+from tunekit.rl.checks import check_rollouts
 from tunekit.rl.unused import refuse_unused, unused_in
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def check(recipe: Recipe, folder: Path) -> None:
     if block.aggregation == "normalize_then_sum":
         unused |= dict.fromkeys(("scale", "missing_end_penalty"), f"the aggregation {block.aggregation}")
     refuse_unused(recipe, unused)
-    check_rewards(recipe, folder)
+    check_rollouts(recipe, folder)
 
 
 def build(

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from tunekit.core.errors import UserError
 from tunekit.rl.blocks import RolloutBlock
-from tunekit.rl.checks import check_rewards
+from tunekit.rl.checks import check_rollouts
 from tunekit.rl.unused import refuse_unused, unused_in
 from tunekit.rl.values import SEPARATE, SHARED
 
@@ -118,7 +118,7 @@ def check(recipe: Recipe, folder: Path) -> None:
         what = "`horizon` does nothing without a `target`: the price is fixed then"
         raise UserError(what, where="ppo.horizon", fix="give ppo.target, or leave ppo.horizon out")
     refuse_unused(recipe, unused_in(block))
-    check_rewards(recipe, folder)
+    check_rollouts(recipe, folder)
     value_start(block.value_model, folder)
 
 

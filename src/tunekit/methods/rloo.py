@@ -9,7 +9,7 @@ from pydantic import Field
 
 from tunekit.recipe.schema import Recipe
 from tunekit.rl.blocks import RolloutBlock
-from tunekit.rl.checks import check_rewards
+from tunekit.rl.checks import check_rollouts
 from tunekit.rl.unused import refuse_unused, unused_in
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def check(recipe: Recipe, folder: Path) -> None:
         MachineError: a reward model's files are not as they were saved.
     """
     refuse_unused(recipe, unused_in(recipe.options))
-    check_rewards(recipe, folder)
+    check_rollouts(recipe, folder)
 
 
 def build(

@@ -131,4 +131,5 @@ def _kind_and_bits(words: str) -> tuple[str, int]:
 def _compute_dtype(plan: Plan) -> torch.dtype:
     import torch
 
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[plan.precision]
+    found: torch.dtype = getattr(torch, plan.arithmetic)
+    return found

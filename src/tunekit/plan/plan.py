@@ -55,6 +55,11 @@ class Plan(Block):
         return self.processes * self.micro_batch_size * self.accumulation
 
     @property
+    def arithmetic(self) -> str:
+        """The type that forward passes compute in, by torch's name."""
+        return {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[self.precision]
+
+    @property
     def base_is(self) -> str:
         """What the base of the evaluation is, in words, where it is not the model itself; else empty.
 

@@ -17,6 +17,7 @@ class RolloutBlock(Block):
 
     TOLD: ClassVar[frozenset[str]] = frozenset({
         "reward", "generations", "max_new_tokens", "temperature", "rollout_steps", "passes", "beta", "kl", "reference",
+        "engine",
     })  # fmt: skip
     """The keys that `words` tells."""
 
@@ -52,6 +53,10 @@ class RolloutBlock(Block):
         0.0, ge=0, description="taken from the reward of an answer that does not come to its end"
     )
     rollout_batch_size: int = Field(64, ge=1, le=65_536, description="answers that are drawn side by side")
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="what draws answers: the policy itself, or vLLM on its GPU, given its weights"
+    )
+    vllm_memory: float = Field(0.3, gt=0, le=1, description="share of the GPU that vLLM may take while it draws")
 
     @model_validator(mode="after")
     def _fits(self) -> RolloutBlock:
@@ -82,7 +87,7 @@ class RolloutBlock(Block):
         held = "none (beta 0)" if not self.beta else f"{_REFERENCES[self.reference]}, beta {self.beta:g} ({self.kl})"
         return [
             *rewards,
-            ("answers", f"{drawn}{self.temperature:g}"),
+            ("answers", f"{drawn}{self.temperature:g}{', by vLLM' if self.engine == 'vllm' else ''}"),
             ("a window", window),
             ("reference", held),
         ]

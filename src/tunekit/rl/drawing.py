@@ -149,9 +149,13 @@ def _drawn(trainer: PolicyTrainer, model: Any, rows: Mapping[int, Mapping[str, A
         for row in rows.values()
         for number in range(many)
     ]
-    with trainer.compute_loss_context_manager():
-        answers = engine.tokens(requests, Silent(), "answers", lambda index, ids: trainer.pulse("drawing answers"))
     stops = stop_tokens(model, trainer.tokenizer, trainer.stop_ids)
+    if block.engine == "vllm":
+        trainer.pulse("drawing answers")
+        answers = trainer.colocated.tokens(requests, stops)
+    else:
+        with trainer.compute_loss_context_manager():
+            answers = engine.tokens(requests, Silent(), "answers", lambda index, ids: trainer.pulse("drawing answers"))
     drawn = [drawn_of(trainer.tokenizer, ids, stops) for ids in answers]
     return {
         index: Rollout(list(row["input_ids"]), list(row["rows"]), drawn[at * many : (at + 1) * many])

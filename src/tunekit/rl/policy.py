@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tunekit.plan.plan import Plan
 from tunekit.rl import drawing, held_out, values
 from tunekit.rl.advantages import AdaptiveKL, kl_estimate
 from tunekit.rl.blocks import RolloutBlock
+from tunekit.rl.colocated import Colocated
 from tunekit.rl.groups import GroupCollator, GroupTrainer, without_dropout
 from tunekit.rl.policy_losses import PolicyOptions, StepTotals, entropy_bonus, policy_loss, token_weights, value_loss
 from tunekit.rl.rewarding import Rewarder
@@ -90,6 +92,11 @@ class PolicyTrainer(GroupTrainer):
         self.totals = StepTotals(1.0, 1.0)
         self.moved = 0.0
         self.reported = held_out.REPORTED | {f"reward/{name}" for name in self.rewarder.named}
+
+    @cached_property
+    def colocated(self) -> Colocated:
+        """vLLM beside the policy, begun when the first answers are drawn."""
+        return Colocated.beside(self)
 
     @property
     def beta(self) -> float:

@@ -33,8 +33,6 @@ from tunekit.train.inputs import Inputs
 from tunekit.train.isolation import check_causal, check_isolated, run_flat
 from tunekit.train.trainer import EvaluationCut, Share
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
 
 class TaughtTrainer(CausalTrainer):
     """Cross-entropy as ever; beside base and tuned model, the teacher is measured once."""
@@ -245,7 +243,7 @@ def load_teacher(plan: Plan, device: torch.device) -> Any:
     Raises:
         UserError, MachineError: as `teachers.find_teacher`, or it cannot be loaded.
     """
-    found = find_teacher(plan.recipe.options.teacher, Path(plan.recipe_folder)).load(DTYPES[plan.precision])
+    found = find_teacher(plan.recipe.options.teacher, Path(plan.recipe_folder)).load(plan.arithmetic)
     return found if found.device.type == device.type else found.to(device)  # type: ignore[arg-type]
 
 

@@ -35,4 +35,8 @@ def unused_in(block: RolloutBlock) -> dict[str, str]:
         found |= dict.fromkeys(("kl", "reference"), "a policy without a price of the KL: beta is 0")
     if block.passes * block.rollout_steps == 1:
         found["target_kl"] = "answers that one step alone learns from: passes and rollout_steps are 1"
+    if block.engine == "vllm":
+        found["rollout_batch_size"] = "vLLM, which batches by itself"
+    else:
+        found["vllm_memory"] = "the engine transformers"
     return found

@@ -28,7 +28,6 @@ _CPU_SIZES = (512, 4096)
 _CPU_LONG_ENOUGH = 0.01  # seconds of one product; below, overhead shows, and the size is doubled
 _GPU_SIZES = (8192, 4096, 2048)
 _REPEATS = 5
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _WINDOWS = {
     "": "sliding_window",  # a model that does not tell its layers apart
     "sliding_attention": "sliding_window",
@@ -166,7 +165,7 @@ def measured_rate(plan: Plan, ranks: Ranks, device: torch.device, steps: float) 
     if device.type not in ("cpu", "cuda") or (device.type == "cpu" and steps < FEWEST_STEPS):
         return None
     ranks.wait()
-    return ranks.sum([matmul_rate(device, getattr(torch, _DTYPES[plan.precision]))])[0] or None
+    return ranks.sum([matmul_rate(device, getattr(torch, plan.arithmetic))])[0] or None
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
