@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tunekit.core.registry import did_you_mean
 from tunekit.recipe.schema import Block, Recipe
+from tunekit.rl import starters
 from tunekit.rl.other_reference import check_reference
 from tunekit.rl.pair_options import NOT_OF_PAIRS, PairOptions, honoured_by, unused_by
 from tunekit.rl.unused import refuse_unused
@@ -26,40 +27,15 @@ LossName = Literal[
     "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
 ]  # fmt: skip
 
-RECIPE = """\
-# Direct preference optimization. It works as it is: an embedded model on embedded data, offline, on a CPU.
-# Every key: docs/recipe.md, or `tunekit schema`. Any key can be overridden: --set train.learning_rate=1e-4
-method: dpo
-
-model:
-  name: builtin:tiny              # the model to be aligned: mostly one that was tuned on instructions
-
-adapter:                          # leave this block out for full fine-tuning
-  kind: lora
-  r: 16
-  alpha: 32
-
-data:
-  train:
-    - path: builtin:preferences   # chosen and rejected answers: yours in any of the forms of docs/data.md
-      format: auto
-  eval: {fraction: 0.1}           # held out, never trained; rows with the same prompt stay together
-  max_length: 128                 # prompt and answer, in tokens; 2048 is usual for real models
-
-dpo:
+RECIPE = starters.pairs(
+    "dpo",
+    "Direct preference optimization",
+    """\
   beta: 0.1                       # smaller: further from the reference
   loss: sigmoid                   # or hinge, ipo, robust, apo_zero, ...; or a mix: {sigmoid: 1.0, sft: 0.2}
-
-train:
-  epochs: 1
-  batch_size: 16                  # GLOBAL, in pairs
-  learning_rate: 5e-4
-  warmup: 0.1
-  seed: 42
-
-eval:
-  every: 0.25
-"""
+""",
+    rate="5e-4",
+)
 """What `tunekit init dpo` writes."""
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from tunekit.recipe.schema import Block
+from tunekit.rl import starters
 from tunekit.rl.other_reference import check_reference
 
 if TYPE_CHECKING:
@@ -20,41 +21,18 @@ ISOLATED = True
 check = check_reference
 MATERIAL = "judged"
 
-RECIPE = """\
-# Kahneman-Tversky optimization. It works as it is: an embedded model on embedded data, offline, on a CPU.
-# Every key: docs/recipe.md, or `tunekit schema`. Any key can be overridden: --set train.learning_rate=1e-4
-method: kto
-
-model:
-  name: builtin:tiny              # the model to be aligned: mostly one that was tuned on instructions
-
-adapter:                          # leave this block out for full fine-tuning
-  kind: lora
-  r: 16
-  alpha: 32
-
-data:
-  train:
-    - path: builtin:preferences   # pairs serve as one good and one bad answer; or answers with a label
-      format: auto
-  eval: {fraction: 0.1}           # held out, never trained; rows with the same prompt stay together
-  max_length: 128                 # prompt and answer, in tokens; 2048 is usual for real models
-
-kto:
+RECIPE = starters.pairs(
+    "kto",
+    "Kahneman-Tversky optimization",
+    """\
   beta: 0.1
   desirable_weight: 1.0           # raise the weight of the rarer kind
   undesirable_weight: 1.0
-
-train:
-  epochs: 1
-  batch_size: 16                  # GLOBAL, in answers
-  learning_rate: 5e-4
-  warmup: 0.1
-  seed: 42
-
-eval:
-  every: 0.25
-"""
+""",
+    rate="5e-4",
+    data="pairs serve as one good and one bad answer; or answers with a label",
+    unit="answers",
+)
 """What `tunekit init kto` writes."""
 
 

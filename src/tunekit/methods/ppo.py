@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from tunekit.core.errors import UserError
+from tunekit.rl import starters
 from tunekit.rl.blocks import RolloutBlock
 from tunekit.rl.checks import check_rollouts
 from tunekit.rl.unused import refuse_unused, unused_in
@@ -26,51 +27,19 @@ if TYPE_CHECKING:
 ISOLATED = True
 MATERIAL = "prompts"
 _HORIZON = 10_000.0  # as in arXiv 1909.08593
-RECIPE = """\
-# Proximal policy optimization. It works as it is: an embedded model on embedded data, offline, on a CPU.
-# Every key: docs/recipe.md, or `tunekit schema`. Any key can be overridden: --set train.learning_rate=1e-4
-method: ppo
-
-model:
-  name: builtin:tiny              # mostly a model that was tuned on instructions
-
-adapter:                          # leave this block out for full fine-tuning
-  kind: lora
-  r: 16
-  alpha: 32
-
-data:
-  train:
-    - path: builtin:instructions  # prompts, with the right answers where a reward needs them
-      format: auto
-      limit: 640
-  eval: {count: 100}              # held out, never trained
-  max_length: 128                 # longest prompt in tokens
-
-ppo:
-  reward:                         # summed by weight
-    - {kind: regex, pattern: "[.!?。！？]$", name: sentence}   # 1 for an answer that ends as a sentence does
-    - {kind: length, max: 16, weight: 0.5}                    # and is short; in tokens
-    # - kind: exact_match           # where the data has right answers, and the model finds some of them
-    # - {function: my_rewards.py:score}, {model: runs/reward}, ...
+RECIPE = starters.prompts(
+    "ppo",
+    "Proximal policy optimization",
+    """\
   generations: 4                  # answers to each prompt
   max_new_tokens: 32
   rollout_steps: 2                # batches of prompts that are answered at once
   passes: 2                       # over each rollout
   beta: 0.05                      # price of a nat of KL, taken from the reward
   value_model: separate           # begins as the policy; a reward model's run: as that; shared: a head alone, cheaper
-
-train:
-  epochs: 1
-  batch_size: 16                  # GLOBAL, in prompts
-  learning_rate: 3e-4
-  warmup: 0.05
-  log_every: 1
-  seed: 42
-
-eval:
-  every: 0.25
-"""
+""",
+    batch_size=16,
+)
 """What `tunekit init ppo` writes."""
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from tunekit.recipe.schema import Block
+from tunekit.rl import starters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,39 +21,15 @@ MATERIAL = "pairs"
 HEAD = "score"
 """The model gets one output in the place of its vocabulary."""
 
-RECIPE = """\
-# A reward model. It works as it is: an embedded model on embedded data, offline, on a CPU.
-# Every key: docs/recipe.md, or `tunekit schema`. Any key can be overridden: --set train.learning_rate=1e-4
-method: reward
-
-model:
-  name: builtin:tiny              # the model that learns to judge
-
-adapter:                          # leave this block out for full fine-tuning
-  kind: lora
-  r: 16
-  alpha: 32
-
-data:
-  train:
-    - path: builtin:preferences   # chosen and rejected answers: yours in any of the forms of docs/data.md
-      format: auto
-  eval: {fraction: 0.1}           # held out, never trained; rows with the same prompt stay together
-  max_length: 128                 # prompt and answer, in tokens; 2048 is usual for real models
-
-reward:
+RECIPE = starters.pairs(
+    "reward",
+    "A reward model",
+    """\
   centre: 0.01                    # keeps the scores around 0
-
-train:
-  epochs: 1
-  batch_size: 16                  # GLOBAL, in pairs
-  learning_rate: 1e-3
-  warmup: 0.1
-  seed: 42
-
-eval:
-  every: 0.25
-"""
+""",
+    rate="1e-3",
+    model="the model that learns to judge",
+)
 """What `tunekit init reward` writes."""
 
 

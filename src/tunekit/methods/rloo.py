@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from tunekit.recipe.schema import Recipe
+from tunekit.rl import starters
 from tunekit.rl.blocks import RolloutBlock
 from tunekit.rl.checks import check_rollouts
 from tunekit.rl.unused import refuse_unused, unused_in
@@ -24,48 +25,15 @@ if TYPE_CHECKING:
 ISOLATED = True
 MATERIAL = "prompts"
 
-RECIPE = """\
-# REINFORCE leave-one-out. It works as it is: an embedded model on embedded data, offline, on a CPU.
-# Every key: docs/recipe.md, or `tunekit schema`. Any key can be overridden: --set train.learning_rate=1e-4
-method: rloo
-
-model:
-  name: builtin:tiny              # mostly a model that was tuned on instructions
-
-adapter:                          # leave this block out for full fine-tuning
-  kind: lora
-  r: 16
-  alpha: 32
-
-data:
-  train:
-    - path: builtin:instructions  # prompts, with the right answers where a reward needs them
-      format: auto
-      limit: 640
-  eval: {count: 100}              # held out, never trained
-  max_length: 128                 # longest prompt in tokens
-
-rloo:
-  reward:                         # summed by weight
-    - {kind: regex, pattern: "[.!?。！？]$", name: sentence}   # 1 for an answer that ends as a sentence does
-    - {kind: length, max: 16, weight: 0.5}                    # and is short; in tokens
-    # - kind: exact_match           # where the data has right answers, and the model finds some of them
-    # - {function: my_rewards.py:score}, {model: runs/reward}, ...
+RECIPE = starters.prompts(
+    "rloo",
+    "REINFORCE leave-one-out",
+    """\
   generations: 8                  # answers to each prompt
   max_new_tokens: 32
   beta: 0.05                      # price of a nat of KL, taken from the reward
-
-train:
-  epochs: 1
-  batch_size: 8                  # GLOBAL, in prompts
-  learning_rate: 3e-4
-  warmup: 0.05
-  log_every: 1
-  seed: 42
-
-eval:
-  every: 0.25
-"""
+""",
+)
 """What `tunekit init rloo` writes."""
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from tunekit.recipe.schema import Block
+from tunekit.rl import starters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,40 +19,15 @@ if TYPE_CHECKING:
 ISOLATED = True
 MATERIAL = "pairs"
 
-RECIPE = """\
-# Simple preference optimization. It works as it is: an embedded model on embedded data, offline, on a CPU.
-# Every key: docs/recipe.md, or `tunekit schema`. Any key can be overridden: --set train.learning_rate=1e-4
-method: simpo
-
-model:
-  name: builtin:tiny              # the model to be aligned: mostly one that was tuned on instructions
-
-adapter:                          # leave this block out for full fine-tuning
-  kind: lora
-  r: 16
-  alpha: 32
-
-data:
-  train:
-    - path: builtin:preferences   # chosen and rejected answers: yours in any of the forms of docs/data.md
-      format: auto
-  eval: {fraction: 0.1}           # held out, never trained; rows with the same prompt stay together
-  max_length: 128                 # prompt and answer, in tokens; 2048 is usual for real models
-
-simpo:
+RECIPE = starters.pairs(
+    "simpo",
+    "Simple preference optimization",
+    """\
   beta: 2.0                       # scale of the rewards; 2.0 to 10
   gamma: 1.0                      # margin asked for; 0.5 to 1.5
-
-train:
-  epochs: 1
-  batch_size: 16                  # GLOBAL, in pairs
-  learning_rate: 5e-4
-  warmup: 0.1
-  seed: 42
-
-eval:
-  every: 0.25
-"""
+""",
+    rate="5e-4",
+)
 """What `tunekit init simpo` writes."""
 
 
