@@ -7,7 +7,7 @@ EXTRAS := $(VENV)/.extras
 # Waiting threads that spin make training up to ten times slower when another process needs a core.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: quickstart test test-all check bench bench-gpu soak clean
+.PHONY: quickstart test test-all check bench bench-compression bench-gpu soak clean
 
 quickstart: $(STAMP)  ## fine-tune the embedded model on embedded data, offline, and show what came of it
 	$(BIN)/tunekit sft recipes/quickstart.yaml
@@ -37,6 +37,9 @@ bench: $(STAMP)  ## ratios against the libraries tunekit stands on, in one run
 	$(BIN)/python benchmarks/likelihood.py --rounds 1
 	$(BIN)/python benchmarks/generation.py --rounds 1
 	$(BIN)/python benchmarks/dpo.py --rounds 1
+
+bench-compression: $(EXTRAS)  ## smaller models beside what they were made from: every kind that this machine can make
+	$(BIN)/python benchmarks/compression.py --rows 64
 
 bench-gpu: $(STAMP)  ## the same on a GPU: models of 0.5 and 1 billion parameters, packed rows of 2,048 tokens
 	$(BIN)/python benchmarks/gpu.py

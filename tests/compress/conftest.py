@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+
+from tunekit.model.names import TINY
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,8 +35,6 @@ def quiet_machine(tmp_path_factory):
 def tokenizer():
     """The embedded one."""
     from transformers import AutoTokenizer
-
-    from tunekit.model.names import TINY
 
     return AutoTokenizer.from_pretrained(TINY)
 
@@ -121,14 +124,26 @@ def rows(tokenizer):
 
 @pytest.fixture
 def here(monkeypatch):
-    """Proofs are made in this process: the comparison is the same, the process is not a fresh one."""
+    """Steps and proofs are done in this process: the same work, without the seconds of a new one."""
     import dataclasses
 
-    from tunekit.compress import parity, worker
+    from tunekit.compress import fresh, parity, worker
+
+    def work(module, job, doing):
+        return importlib.import_module(module).work(json.loads(json.dumps(dict(job)))) | {"peak_memory": 1 << 20}
 
     def measure(adapter, merged, dtype, prompts, *, threads, quantized=False):
         job = {"adapter": str(adapter), "merged": str(merged), "dtype": dtype, "quantized": quantized}
         job |= {"prompts": [dataclasses.asdict(prompt) for prompt in prompts], "threads": threads, "new_tokens": 3}
         return worker.work(job)
 
+    monkeypatch.setattr(fresh, "run", work)
     monkeypatch.setattr(parity, "measure", measure)
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A copy of the embedded model, to be spoiled."""
+    folder = tmp_path / "model"
+    shutil.copytree(TINY, folder)
+    return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tunekit.compress import fresh
+from tunekit.compress.proof import NotProvenError
 from tunekit.core.errors import DataError, MachineError
 
 MODULE = '''
@@ -19,6 +20,9 @@ def work(job):
         raise DataError("first", where="a:1", fix="mend it", problems=[Problem("second", "b:2")])
     if job["end"] == "disk":
         raise OSError(28, "No space left on device")
+    if job["end"] == "proof":
+        from tunekit.compress.proof import NotProvenError
+        raise NotProvenError("worse")
     os._exit(9)
 '''
 
@@ -30,9 +34,25 @@ def module(tmp_path, monkeypatch):
 
 
 def test_an_answer_comes_with_the_memory_that_it_took():
-    answer = fresh.run("steps", {"end": "well", "number": 21, "bytes": 300 << 20}, "doubles")
-    assert answer["twice"] == 42
-    assert 300 << 20 < answer["peak_memory"] < 2 << 30
+    """And not with that of the process that asked, which is larger here, as after a training or a merge."""
+    held = bytearray(b"x") * (700 << 20)
+    small = fresh.run("steps", {"end": "well", "number": 21, "bytes": 1 << 20}, "doubles")
+    large = fresh.run("steps", {"end": "well", "number": 21, "bytes": 300 << 20}, "doubles")
+    assert small["twice"] == 42 and len(held) == 700 << 20
+    assert small["peak_memory"] < 300 << 20 < large["peak_memory"] < 700 << 20
+    assert 290 << 20 < large["peak_memory"] - small["peak_memory"] < 310 << 20
+
+
+def test_a_module_in_the_working_folder_is_none_of_pythons(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "tempfile.py").write_text("raise SystemExit('mine')", encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "work")
+    assert fresh.run("steps", {"end": "well", "number": 2, "bytes": 1}, "doubles")["twice"] == 4
+
+
+def test_an_error_of_another_room_keeps_its_kind():
+    with pytest.raises(NotProvenError, match="worse"):
+        fresh.run("steps", {"end": "proof"}, "proves")
 
 
 def test_an_error_arrives_whole():

@@ -66,11 +66,6 @@ def test_rows_that_fit_no_block_fall_back():
     assert kinds.type_of("q4_0", narrow["input_layernorm.weight"]) == "F32"
 
 
-def test_a_head_that_is_a_copy_weighs_nothing():
-    head = Weight("lm_head.weight", (64, 32), 16, "head", model={"tie_word_embeddings": True})
-    assert backend.bits("f16", backend.Config(), head) == 0
-
-
 def test_layers_left_as_they_are_weigh_what_they_did():
     config = backend.Config(skip=("layers.0.mlp", "v_proj"))
     bits = {weight.name: backend.bits("q4_k_m", config, weight) for weight in llama(layers=2)}

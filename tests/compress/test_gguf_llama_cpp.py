@@ -11,10 +11,11 @@ import pytest
 
 from tunekit.compress.backends import gguf as backend
 from tunekit.compress.contract import Making
-from tunekit.compress.ggml import check, kinds, library, splits
+from tunekit.compress.ggml import check, kinds, splits
 from tunekit.compress.runtimes import llama_cpp as runtime
 from tunekit.compress.source import weights_of
 from tunekit.core.errors import MachineError, UserError
+from tunekit.evaluate.gguf_file import Opened
 from tunekit.model.names import TINY
 
 gguf = pytest.importorskip("gguf", reason="gguf is an extra package")
@@ -270,7 +271,7 @@ def test_each_cut_gives_transformers_tokens(cut, make, tmp_path_factory):
 
     tokenizer = trained(cut, ignore_merges=splits.CUTS[cut][0] is None)
     path = make(small(tmp_path_factory.mktemp("cut"), tokenizer), "f16")
-    with library.Opened(path, words=True) as opened:
+    with Opened(path, words=True) as opened:
         for row in rows("chats", "test", 40):
             text = "\n\n".join(message["content"] for message in row["messages"])
             assert opened.tokenize(text) == tokenizer.encode(text, add_special_tokens=False)
@@ -326,7 +327,7 @@ def test_tokenizers_of_characters_with_bytes(scheme, make, tmp_path_factory):
     tokenizer = spaced(scheme)
     path = make(small(tmp_path_factory.mktemp("spaced"), tokenizer), "f16")
     text = "<s>hello there, 他们  and\n12 🙂 trying"
-    with library.Opened(path, words=True) as opened:
+    with Opened(path, words=True) as opened:
         assert opened.tokenize(text) == tokenizer.encode(text, add_special_tokens=False)
         shown = b"".join(map(opened.piece, opened.tokenize("hello 🙂"))).decode()
     assert shown.strip() == "hello 🙂"

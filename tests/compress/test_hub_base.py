@@ -172,6 +172,7 @@ def test_another_base_under_the_same_name_is_refused(hub, base_of, tmp_path):
         check_base(known, ModelBlock(name=NAME))
 
 
+@pytest.mark.slow
 def test_the_bases_tokenizer_is_that_of_the_adapters_revision(hub, base_of, adapter_of, tokenizer):
     """An adapter's folder without a tokenizer; main has one token more since."""
     from peft import LoraConfig

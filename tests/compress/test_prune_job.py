@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from tunekit.cli.app import app
-from tunekit.compress import fresh
 from tunekit.compress.prune import making
 from tunekit.core.errors import MachineError
 from tunekit.data import world
@@ -26,23 +23,6 @@ SMALL = ["proof.rows=4", "proof.answers=1", "proof.new_tokens=4", "calibration.r
 def run(*words):
     given = [str(word) for word in words]
     return CliRunner().invoke(app, ["prune", *given, *(f"--set={value}" for value in SMALL)])
-
-
-@pytest.fixture
-def here(monkeypatch):
-    """The steps are done in this process: the same work, without the seconds of a new one."""
-
-    def work(module, job, doing):
-        return importlib.import_module(module).work(json.loads(json.dumps(dict(job)))) | {"peak_memory": 1 << 20}
-
-    monkeypatch.setattr(fresh, "run", work)
-
-
-@pytest.fixture
-def model(tmp_path):
-    folder = tmp_path / "model"
-    shutil.copytree(resolve_name("builtin:tiny").location, folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -165,7 +165,7 @@ def test_a_run_draws_by_vllm_with_the_weights_that_it_has_at_each_window(case, f
         assert torch.allclose(found, wanted, atol=1e-4), (found - wanted).abs().max()
         assert len(lengths) == count == 12 and max(lengths) <= 7
     assert not torch.allclose(drawn[0][1], drawn[1][1], atol=1e-3)  # the step between them is in what was handed over
-    assert 1 < max(drawn[0][2]) and fake.made[0].awake == set()
+    assert max(drawn[0][2]) > 1 and fake.made[0].awake == set()
     lines = [json.loads(line) for line in (Path(plan.run_dir) / "rollouts.jsonl").read_text().splitlines()]
     assert {line["step"] for line in lines} == {1, 2}
 

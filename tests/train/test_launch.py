@@ -260,7 +260,7 @@ def test_a_rank_whose_launcher_is_gone_does_not_start(case):
     if os.getpid() == 1:
         pytest.skip("this process is number 1")
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1 and "the launcher of this rank is gone" in done.stderr
+    assert done.returncode == 1 and "the process that this one works for is gone" in done.stderr
     assert not two.pids()
 
 

@@ -68,10 +68,15 @@ def export(
         proof = {"data": rows, "max_ppl_increase": share(limit, "--max-ppl-increase")}
         wanted = {"model": model, "to": [block], "proof": proof}
         recipe = check(parse(jsonlib.dumps(wanted), "options"))
-        target = output or Path(f"{Path(model.removeprefix('builtin:').rstrip('/'))}-{to}")
+        target = output or Path(f"{_name(model)}-{to}")
         screen = make_screen(quiet=quiet, json=json)
         with screen.step("starting"):
             from tunekit.compress import quantize as work
         work.refuse_full(target)
         made = work.Job(recipe, Path(), target, screen, plugin.finish).run()
         show(made, target, quiet=quiet, json=json, use=plugin.use(target))
+
+
+def _name(model: str) -> str:
+    path = Path(model).expanduser()
+    return str(path).rstrip("/") if path.is_dir() else Path(model.removeprefix("builtin:")).name

@@ -56,6 +56,9 @@ def prune(
     limit: Annotated[
         str | None, typer.Option("--max-ppl-increase", help="Refuse where perplexity rises by more, such as 2%.")
     ] = None,
+    loss: Annotated[
+        str | None, typer.Option("--max-score-loss", help="Refuse where a task's score falls by more, such as 2%.")
+    ] = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
     json: Json = False,
@@ -76,6 +79,8 @@ def prune(
         named |= {"layers": layers, "by": by, "calibration.data": _sources(calib), "proof.data": _sources(data)}
         if limit is not None:
             named["proof.max_ppl_increase"] = share(limit, "--max-ppl-increase")
+        if loss is not None:
+            named["proof.max_score_loss"] = share(loss, "--max-score-loss", most=1)
         wanted = _wanted({key: value for key, value in named.items() if value not in (None, [])}, overrides or [])
         _run(wanted, output or Path(f"{_name(model)}-{way}"), heal, quiet=quiet, json=json)
 

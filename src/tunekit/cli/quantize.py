@@ -43,6 +43,9 @@ def quantize(
     limit: Annotated[
         str | None, typer.Option("--max-ppl-increase", help="Refuse where perplexity rises by more, such as 2%.")
     ] = None,
+    loss: Annotated[
+        str | None, typer.Option("--max-score-loss", help="Refuse where a task's score falls by more, such as 2%.")
+    ] = None,
     listed: Annotated[bool, typer.Option("--list", help="Show the kinds, and what each needs.")] = False,
     overrides: Overrides = None,
     quiet: Quiet = False,
@@ -52,7 +55,8 @@ def quantize(
     """Quantize a model, and measure what it cost: perplexity, divergence, answers, size, memory, speed.
 
     Each artefact is loaded again in a fresh process by what its users load it with, and compared with the model of full
-    precision. One that is not sound, or worse than allowed, is not left behind: exit code 5.
+    precision; both do the tasks of the run's evaluation. One that is not sound, or worse than allowed, is not left
+    behind: exit code 5.
 
     Example: [bold]tunekit quantize runs/support --to nf4[/bold]
 
@@ -66,7 +70,7 @@ def quantize(
             return
         from tunekit.runs.screen import make_screen
 
-        wanted, base = _recipe(model, _named(to, calib, data, limit), overrides or [])
+        wanted, base = _recipe(model, _named(to, calib, data, limit, loss), overrides or [])
         target = output or Path(wanted.output.dir or f"{_name(wanted.model)}-quantized")
         screen = make_screen(quiet=quiet, json=json)
         with screen.step("starting"):
@@ -79,13 +83,17 @@ def quantize(
         show(made, target, quiet=quiet, json=json)
 
 
-def _named(to: str | None, calib: list[str] | None, data: list[str] | None, limit: str | None) -> dict[str, Any]:
+def _named(
+    to: str | None, calib: list[str] | None, data: list[str] | None, limit: str | None, loss: str | None
+) -> dict[str, Any]:
     """The options as keys of the recipe."""
     named: dict[str, Any] = {"calibration.data": _sources(calib), "proof.data": _sources(data)}
     if to is not None:
         named["to"] = [{"kind": word.strip()} for word in to.split(",") if word.strip()]
     if limit is not None:
         named["proof.max_ppl_increase"] = share(limit, "--max-ppl-increase")
+    if loss is not None:
+        named["proof.max_score_loss"] = share(loss, "--max-score-loss", most=1)
     return named
 
 
@@ -94,7 +102,7 @@ def _recipe(model: str | None, named: dict[str, Any], overrides: list[str]) -> t
     from tunekit.compress.recipe import check, load
     from tunekit.recipe.document import override, parse
 
-    given = [f"{key}={jsonlib.dumps(value)}" for key, value in named.items() if value]
+    given = [f"{key}={jsonlib.dumps(value)}" for key, value in named.items() if value not in (None, [])]
     if model is None:
         raise UserError("nothing says which model to quantize", where="MODEL", fix="tunekit quantize runs/x --to nf4")
     if model.endswith((".yaml", ".yml")):
@@ -111,17 +119,17 @@ def _sources(paths: list[str] | None) -> list[dict[str, str]]:
     return [{"path": str(Path.cwd() / path) if Path(path).exists() else path} for path in paths or []]
 
 
-def share(text: str, option: str) -> float:
+def share(text: str, option: str, *, most: float = 100) -> float:
     """``2%`` or ``0.02`` as 0.02.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither, or more than ``most``.
     """
     try:
         value = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         value = -1.0
-    if not 0 <= value <= 100:
+    if not 0 <= value <= most:
         raise UserError(f"'{text}' is no share", where=option, fix="such as 2% or 0.02")
     return value
 

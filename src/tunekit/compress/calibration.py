@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,10 @@ from tunekit.recipe.schema import SourceBlock
 
 ROWS, LENGTH = 256, 512
 READ = 4096  # rows from which those are drawn
+_EAST = ("CJK", "HIRAGANA", "KATAKANA")
 MAIN = 0.5  # share of letters that makes a script the text's own
+LOST = 0.5  # share of rows that may be unusable
+_FIX = "name others: --calib data.jsonl"
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def read(
     base: Path,
     screen: Screen,
     *,
-    held: Iterable[str] = (),
+    held: Sequence[EvalItem] = (),
     count: int = ROWS,
     length: int = LENGTH,
     seed: int = 0,
@@ -68,7 +71,7 @@ def read(
         named: where rows are; empty for the training data of the run that made the model.
         base: folder where relative paths of `named` start.
         screen: is told of rows that cannot be used.
-        held: places of rows that the proof looks at, which are left out.
+        held: rows that the proof looks at, which are left out, as is what says the same somewhere else.
         count: of rows.
         length: tokens of a row, at most.
         seed: of the draw.
@@ -87,32 +90,39 @@ def read(
         named, base = plan.recipe.data.train, Path(plan.recipe_folder)
         material, words = material_of(plan.recipe), "the run's training data"
     tally = exam_rows.Tally()
-    left_out = frozenset(held)
-    found: list[EvalItem] = [
-        item
-        for item in islice(
-            exam_rows.examples(named, base, exam_rows.fitter_of(source.tokenizer), tally, material=material), READ
-        )
-        if item.where not in left_out
-    ]
-    if tally.read == 0 or not found:
-        raise DataError("there are no rows to calibrate on", where=words, fix="name others: --calib data.jsonl")
-    tally.settle(0.5, screen)
+    places, said = frozenset(row.where for row in held), frozenset(tuple(row.input_ids) for row in held)
+    read_rows = exam_rows.examples(named, base, exam_rows.fitter_of(source.tokenizer), tally, material=material)
+    found = [item for item in islice(read_rows, READ) if item.where not in places and tuple(item.input_ids) not in said]
+    _settle(tally, words, screen)
+    if not found:
+        raise DataError("there are no rows to calibrate on", where=words, fix=_FIX)
     drawn = random.Random(seed).sample(found, min(count, len(found)))
     drawn = [item for item in drawn if len(item.input_ids) > 1]
     if not drawn:
-        raise DataError("no row to calibrate on has two tokens", where=words, fix="name others: --calib data.jsonl")
+        raise DataError("no row to calibrate on has two tokens", where=words, fix=_FIX)
     bound = min(length, source.positions or length)
     ids = tuple(tuple(item.input_ids[:bound]) for item in drawn)
     text = "\n".join(str(source.tokenizer.decode(row, skip_special_tokens=True)) for row in ids)
     return Calibration(ids, tuple(item.where for item in drawn), words, text)
 
 
+def _settle(tally: exam_rows.Tally, words: str, screen: Screen) -> None:
+    """Tells of rows that cannot be used; raises DataError where they are most."""
+    if len(tally.lost) > LOST * tally.read:
+        what = f"{len(tally.lost):,} of {tally.read:,} rows to calibrate on cannot be used"
+        raise DataError(what, where=words, fix=_FIX, problems=tally.lost[: exam_rows.SHOWN])
+    if tally.lost:
+        first = tally.lost[0]
+        screen.warn(f"{len(tally.lost):,} rows are not calibrated on; {first.where}: {first.what}")
+
+
 def script(text: str) -> str | None:
-    """The script that at least half of a text's letters are in, by the first word of their Unicode names; or None."""
-    counts: Counter[str] = Counter(
-        unicodedata.name(letter, "?").split()[0] for letter in text[: 1 << 18] if letter.isalpha()
-    )
+    """The script that at least half of a text's letters are in, by the first word of their Unicode names; or None.
+
+    Chinese characters and kana count as one: Japanese is written in both, in any shares.
+    """
+    words = (unicodedata.name(letter, "?").split()[0] for letter in text[: 1 << 18] if letter.isalpha())
+    counts: Counter[str] = Counter("CJK" if word in _EAST else word for word in words)
     if not counts:
         return None
     name, most = counts.most_common(1)[0]

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
+    from tunekit.evaluate.contract import Engine
+
 TRANSFORMERS, LLAMA_CPP = "transformers", "llama_cpp"
-Role = Literal["linear", "head", "embedding", "other"]
+Role = Literal["linear", "head", "embedding", "other", "unused"]
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,13 @@ class Weight:
     """One tensor of the source, as it lies on the disk.
 
     Args:
-        name: such as ``model.layers.0.mlp.up_proj.weight``.
+        name: in the model, such as ``model.layers.0.mlp.up_proj.weight``.
         shape: of the tensor.
         bits: of one of its values.
         role: ``linear``: of a linear layer inside the decoder's layers; ``head``; ``embedding``; ``other``: norms,
-            biases, and all else.
+            biases, and all else; ``unused``: in the file, and never loaded.
         tied: of an embedding: it is the head as well.
+        stored: its name in the file.
         model: the content of the source's config.json: formats that mix types look at the layers' number.
     """
 
@@ -33,6 +36,7 @@ class Weight:
     bits: int
     role: Role
     tied: bool = False
+    stored: str = ""
     model: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
@@ -122,6 +126,13 @@ class Reading(Protocol):
 
     def template(self) -> str | None:
         """The chat template inside the artefact."""
+
+    def engine(self, tokenizer: Any) -> Engine:
+        """The same model for the tasks of an evaluation.
+
+        Args:
+            tokenizer: the source's, for an artefact that transformers has none of.
+        """
 
 
 class Runtime(Protocol):

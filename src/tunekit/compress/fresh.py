@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-import resource
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tunekit.core import errors, startup
+from tunekit.core import startup
 from tunekit.core.errors import MachineError, Problem, TunekitError
 from tunekit.core.files import write_json
 
@@ -38,7 +38,8 @@ def run(module: str, job: Mapping[str, Any], doing: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="tunekit-fresh-") as place:
         path = Path(place) / "job.json"
         write_json(path, dict(job))
-        command = [sys.executable, "-m", "tunekit.compress.fresh", module, str(path)]
+        # -P: a module in the folder that the user works in is none of Python's
+        command = [sys.executable, "-P", "-m", "tunekit.compress.fresh", str(os.getpid()), module, str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
         if path.with_name(ERROR).exists():
             raise _error(path.with_name(ERROR))
@@ -53,14 +54,15 @@ def run(module: str, job: Mapping[str, Any], doing: str) -> dict[str, Any]:
 def _error(path: Path) -> TunekitError:
     value = json.loads(path.read_text(encoding="utf-8"))
     first, *more = (Problem(**problem) for problem in value["problems"])
-    kind: type[TunekitError] = getattr(errors, value["kind"], MachineError)
+    kind: type[TunekitError] = getattr(importlib.import_module(value["module"]), value["kind"])
     return kind(first.what, where=first.where, fix=first.fix, problems=more)
 
 
 def main(arguments: list[str]) -> int:
     """Does the job that is named, and leaves the answer, or the error, beside it."""
     startup.begin()
-    module, path = importlib.import_module(arguments[0]), Path(arguments[1])
+    startup.die_with(int(arguments[0]))
+    module, path = importlib.import_module(arguments[1]), Path(arguments[2])
     job = json.loads(path.read_text(encoding="utf-8"))
     from safetensors import SafetensorError
 
@@ -71,14 +73,21 @@ def main(arguments: list[str]) -> int:
     except (OSError, MemoryError, SafetensorError) as error:  # a full disk, short memory, files that cannot be read
         told = str(error).strip().splitlines() or ["no word"]
         return _leave(path, MachineError(f"{type(error).__name__}: {told[0]}", fix="see `tunekit doctor`"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    write_json(path.with_name(ANSWER), answer | {"peak_memory": peak})
+    write_json(path.with_name(ANSWER), answer | {"peak_memory": _peak_memory()})
     return 0
+
+
+def _peak_memory() -> int:
+    """Bytes that this program held at most; ``getrusage`` would tell those of the program that began it, if more."""
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    (kib,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(kib) * 1024
 
 
 def _leave(path: Path, error: TunekitError) -> int:
     problems = [dataclasses.asdict(problem) for problem in error.problems]
-    write_json(path.with_name(ERROR), {"kind": type(error).__name__, "problems": problems})
+    kind = {"module": type(error).__module__, "kind": type(error).__qualname__}
+    write_json(path.with_name(ERROR), kind | {"problems": problems})
     return error.exit_code
 
 

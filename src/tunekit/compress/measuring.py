@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from tunekit.compress.contract import Reading
 
-NUMBERS = 1 << 26
-"""Logits of the source that are kept for the comparison, which sets how many positions are compared: 0.25 GiB."""
+NUMBERS = 1 << 28
+"""Logits of the source that are kept on the disk for the comparison, which bounds the positions of a row: 1 GiB."""
+FEWEST = 8  # positions of a row that are compared, however large the vocabulary
 SPEED_ROWS = 8
 FACTS = "reference.json"
 
@@ -59,9 +60,10 @@ def work(job: Mapping[str, Any]) -> dict[str, Any]:
     answer["prompt_speed"] = sum(len(row["input_ids"]) for row in longest) / (time.perf_counter() - begin)
     if job["first"]:
         texts = [reading.detokenize(row["input_ids"]) for row in job["rows"]]
-        write_json(place / FACTS, {"texts": texts, "ids": [reading.tokenize(text) for text in texts]})
+        kept = {"texts": texts, "ids": [reading.tokenize(text) for text in texts], "vocabulary": reading.vocabulary}
+        write_json(place / FACTS, kept)
     else:
-        answer["spelling"] = _misspelled(reading, place)
+        answer["spelling"] = _misspelled(reading, _kept(place))
     return answer
 
 
@@ -70,7 +72,8 @@ def _likelihoods(reading: Reading, rows: Sequence[Mapping[str, Any]], place: Pat
 
     losses, counts, divergences, same, positions = [], [], [], [], []
     largest, finite = 0.0, True
-    most = max(1, NUMBERS // (reading.vocabulary * len(rows)))
+    vocabulary = reading.vocabulary if first else _kept(place)["vocabulary"]  # a format may pad it
+    most = max(FEWEST, NUMBERS // (vocabulary * len(rows)))
     for number, row in enumerate(rows):
         ids, columns = row["input_ids"], list(range(len(row["input_ids"]) - 1))
         logits = reading.logits(ids, columns)
@@ -80,7 +83,7 @@ def _likelihoods(reading: Reading, rows: Sequence[Mapping[str, Any]], place: Pat
         losses.append(_finite(-_log_likelihoods(logits[at], np.array(ids)[at + 1]).sum()))
         counts.append(len(wanted))
         step = max(1, math.ceil(len(columns) / most))
-        chosen = logits[::-1][::step][::-1]
+        chosen = logits[number % step :: step]  # not always the last one, which is easy: the end of a turn
         if first:
             np.save(place / f"{number}.npy", chosen)
             continue
@@ -140,15 +143,20 @@ def _spoken(reading: Reading, rows: Sequence[Mapping[str, Any]], new_tokens: int
     }
 
 
-def _misspelled(reading: Reading, place: Path) -> str | None:
-    """The first of the source's texts that the artefact cuts into other tokens; None where there is none.
+def _kept(place: Path) -> dict[str, Any]:
+    """What was kept of the source.
 
     Raises:
-        MachineError: what the source left cannot be read.
+        MachineError: it cannot be read.
     """
     try:
-        kept = json.loads((place / FACTS).read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads((place / FACTS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise MachineError("what was kept of the source cannot be read", where=str(place), fix="again?") from error
+    return found
+
+
+def _misspelled(reading: Reading, kept: Mapping[str, Any]) -> str | None:
+    """The first of the source's texts that the artefact cuts into other tokens; None where there is none."""
     pairs = zip(kept["texts"], kept["ids"], strict=True)
     return next((text for text, ids in pairs if reading.tokenize(text) != ids), None)

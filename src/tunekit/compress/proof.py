@@ -84,7 +84,7 @@ def fitted(rows: Sequence[Any], positions: int | None, most: int, new_tokens: in
     long = [row for row in rows if len(row.input_ids) > 1]
     if not long:
         raise DataError("there is no row to measure the models on", fix="name rows: --data FILE")
-    step = max(1, -(-len(long) // most))
+    count = min(most, len(long))
     ask = max(1, room - new_tokens)
     return [
         EvalItem(
@@ -95,7 +95,7 @@ def fitted(rows: Sequence[Any], positions: int | None, most: int, new_tokens: in
             row.reference,
             row.where,
         )
-        for row in long[::step][:most]
+        for row in (long[at * len(long) // count] for at in range(count))
     ]
 
 
@@ -132,28 +132,36 @@ def figures(source: Measured, made: Measured) -> dict[str, Any]:
     }
 
 
-def judge(
-    source: Measured, made: Measured, found: Mapping[str, Any], expected: float, most: float | None, *, exact: bool
-) -> None:
+def judge(source: Measured, made: Measured, expected: float, *, exact: bool) -> None:
     """Holds an artefact to what it must be.
 
     Args:
         source: measured first.
         made: the artefact.
-        found: of `figures`.
         expected: bytes by the arithmetic.
-        most: the increase of perplexity that is allowed, a share; None for any.
         exact: it may equal its source.
 
     Raises:
         NotProvenError: everything that is wrong with it.
     """
-    raise_all(NotProvenError, list(_faults(source, made, found, expected, most, exact)))
+    raise_all(NotProvenError, list(_faults(source, made, expected, exact)))
 
 
-def _faults(
-    source: Measured, made: Measured, found: Mapping[str, Any], expected: float, most: float | None, exact: bool
-) -> Iterator[Problem]:
+def dearer(increase: Sequence[float], most: float | None, fix: str) -> Iterator[Problem]:
+    """Perplexity that rises by more than is allowed.
+
+    Args:
+        increase: share, low, high.
+        most: a share; None for any.
+        fix: what makes it smaller.
+    """
+    value, low, high = increase
+    if most is not None and not value <= most:
+        what = f"perplexity rises by {value:.1%} ({low:.1%} to {high:.1%}); at most {most:.1%} is allowed"
+        yield Problem(what, where="--max-ppl-increase", fix=fix)
+
+
+def _faults(source: Measured, made: Measured, expected: float, exact: bool) -> Iterator[Problem]:
     one, other = source.values, made.values
     if not other["finite"]:
         yield Problem("its logits are not finite", fix="skip the layers that overflow, or take a kind of more bits")
@@ -171,9 +179,3 @@ def _faults(
     if abs(made.size - expected) > SIZE * expected:
         yield Problem(f"its tensors take {made.size:,} bytes; the bits of their weights come to {expected:,.0f}",
                       fix="were layers left out that should not be?")  # fmt: skip
-    increase, low, high = found["increase"]
-    if most is not None and not increase <= most:
-        yield Problem(
-            f"perplexity rises by {increase:.1%} ({low:.1%} to {high:.1%}); at most {most:.1%} is allowed",
-            where="--max-ppl-increase", fix="take a kind of more bits, or skip the layers that matter most",
-        )  # fmt: skip

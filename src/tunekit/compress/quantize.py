@@ -5,29 +5,27 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import tunekit
-from tunekit.compress import calibration, fresh, proof, recipe, sizes
-from tunekit.compress.contract import TRANSFORMERS
-from tunekit.compress.parity import world_prompts
-from tunekit.compress.proof import Measured
+from tunekit.compress import fresh, recipe, sizes
+from tunekit.compress.contract import LLAMA_CPP, TRANSFORMERS
+from tunekit.compress.smaller_card import Said, write_card
 from tunekit.compress.source import Source, opened
+from tunekit.compress.trial import Trial
 from tunekit.core.errors import MachineError, Problem, TunekitError, UserError, raise_all
 from tunekit.core.files import write_json
 from tunekit.core.progress import Screen
 from tunekit.core.registry import BACKENDS
-from tunekit.exam import rows as exam_rows
 from tunekit.model import artefact
-from tunekit.model.save import staged
-from tunekit.runs.environment import library_versions
+from tunekit.model.save import staged, sweep_within
 
 RECORD = "quantize.json"
+_FIX = "take a kind of more bits, or skip the layers that matter most"
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,6 @@ class Job:
     target: Path
     screen: Screen
     finish: Callable[[Source, Path], None] = lambda source, folder: None
-    read: calibration.Calibration | None = field(default=None, init=False)
-    rows: list[Any] = field(default_factory=list, init=False)
-    rows_of: str = field(default="", init=False)
 
     def run(self) -> list[Made]:
         """Makes all kinds. One that is refused leaves nothing; the others stay.
@@ -72,11 +67,10 @@ class Job:
         with opened(self.wanted.model, self.wanted.revision, self.screen) as source, ExitStack() as stack:
             raise_all(UserError, list(self._problems(source)))
             raise_all(MachineError, list(sizes.faulty(source.folder)))
-            self._read_rows(source)
             kept = Path(stack.enter_context(TemporaryDirectory(prefix="tunekit-proof-")))
-            with self.screen.step("measuring the source"):
-                before = self._measured(source.name, TRANSFORMERS, source.folder, kept, first=True)
-            return [self._made(block, source, before, kept) for block in self.wanted.to]
+            trial = Trial(self.wanted, self.base, source, kept, self.screen)
+            trial.begin(calibrated=any(block.kind in _plugin(block).CALIBRATED for block in self.wanted.to))
+            return [self._made(block, trial) for block in self.wanted.to]
 
     def _lacking(self) -> Iterator[Problem]:
         """Packages and devices that are not there."""
@@ -84,7 +78,7 @@ class Job:
 
         here = "cuda" if torch.cuda.is_available() else "cpu"
         for block in self.wanted.to:
-            plugin = BACKENDS.load(recipe.kinds()[block.kind])
+            plugin = _plugin(block)
             for module, line in plugin.PACKAGES.items():
                 if importlib.util.find_spec(module) is None:
                     yield Problem(f"'{block.kind}' needs the package {module}", where="to", fix=line)
@@ -95,52 +89,13 @@ class Job:
 
     def _problems(self, source: Source) -> Iterator[Problem]:
         for block in self.wanted.to:
-            plugin = BACKENDS.load(recipe.kinds()[block.kind])
-            yield from plugin.problems(block.kind, recipe.options(block), source.config, source.weights)
+            yield from _plugin(block).problems(block.kind, recipe.options(block), source.config, source.weights)
 
-    def _read_rows(self, source: Source) -> None:
-        """The rows that are measured on, and those that are calibrated on, which are others."""
-        spec = self.wanted.proof
-        with self.screen.step("reading rows"):
-            found, self.rows_of = self._held_out(source)
-            self.rows = proof.fitted(found, source.positions, spec.rows, spec.new_tokens)
-            if not any(block.kind in BACKENDS.load(recipe.kinds()[block.kind]).CALIBRATED for block in self.wanted.to):
-                return
-            asked = self.wanted.calibration
-            held = {row.where for row in found}
-            self.read = calibration.read(
-                source, asked.data, self.base, self.screen,
-                held=held, count=asked.rows, length=asked.length, seed=self.wanted.seed,
-            )  # fmt: skip
-            text = "\n".join(str(source.tokenizer.decode(row.input_ids, skip_special_tokens=True)) for row in self.rows)
-            calibration.check_language(self.read, text)
-
-    def _held_out(self, source: Source) -> tuple[Sequence[Any], str]:
-        named = self.wanted.proof.data
-        if named:
-            tally = exam_rows.Tally()
-            found = list(exam_rows.examples(named, self.base, exam_rows.fitter_of(source.tokenizer), tally))
-            tally.settle(0.5, self.screen)
-            return found, ", ".join(block.path for block in named)
-        if source.run is not None:
-            return exam_rows.held_out(source.run, self.screen), "the run's held-out rows"
-        return world_prompts(source.tokenizer, self.wanted.proof.rows), "the embedded world"
-
-    def _measured(self, name: str, runtime: str, folder: Path, kept: Path, *, first: bool) -> Measured:
-        import torch
-
-        spec = self.wanted.proof
-        values = proof.measure(
-            runtime, folder, self.rows, kept, first=first, threads=torch.get_num_threads(), prompts=spec.answers,
-            new_tokens=spec.new_tokens,
-        )  # fmt: skip
-        return Measured(name, sizes.stored(folder), values)
-
-    def _made(self, block: Any, source: Source, before: Measured, kept: Path) -> Made:
+    def _made(self, block: Any, trial: Trial) -> Made:
         folder = self.target / block.kind if len(self.wanted.to) > 1 else self.target
         try:
             with staged(folder) as staging:
-                record = self._proven(block, source, before, kept, staging)
+                record = self._proven(block, trial, staging)
         except TunekitError as error:
             if len(self.wanted.to) == 1:
                 raise
@@ -148,47 +103,46 @@ class Job:
             return Made(block.kind, folder, error=error)
         return Made(block.kind, folder, record)
 
-    def _proven(self, block: Any, source: Source, before: Measured, kept: Path, staging: Path) -> dict[str, Any]:
-        import torch
-
-        name = recipe.kinds()[block.kind]
-        plugin, config = BACKENDS.load(name), recipe.options(block)
-        calibrated = self.read if block.kind in plugin.CALIBRATED else None
-        job = {"backend": name, "kind": block.kind, "config": config.model_dump(mode="json", exclude_unset=True)}
-        job |= {"source": str(source.folder.resolve()), "target": str(staging), "seed": self.wanted.seed}
-        job |= {"rows": calibrated.ids if calibrated else (), "threads": torch.get_num_threads()}
+    def _proven(self, block: Any, trial: Trial, staging: Path) -> dict[str, Any]:
+        kind, source = block.kind, trial.source
+        plugin, config = _plugin(block), recipe.options(block)
         begin = time.perf_counter()
-        with self.screen.step(f"making {block.kind}"):
-            made = fresh.run("tunekit.compress.making", job, "quantizes")
+        with self.screen.step(f"making {kind}"):
+            made = self._make(block, trial, staging)
             seconds = time.perf_counter() - begin
             if plugin.RUNTIME == TRANSFORMERS:
                 source.copy_papers(staging)
             self.finish(source, staging)
-        with self.screen.step(f"proving {block.kind}, in a fresh process"):
-            after = self._measured(block.kind, plugin.RUNTIME, staging, kept, first=False)
-        found = proof.figures(before, after)
-        exact = block.kind in plugin.EXACT
-        expected = sum(_bytes(plugin, block.kind, config, weight) for weight in source.weights)
-        proof.judge(before, after, found, expected, self.wanted.proof.max_ppl_increase, exact=exact)
-        record = {
-            "tunekit": tunekit.__version__,
-            "source": source.facts | {"model": Path(source.name).name},
-            "kind": block.kind,
+        expected = sum(_bytes(plugin, kind, config, weight) for weight in source.weights)
+        found = trial.figures(kind, plugin.RUNTIME, staging, expected, exact=kind in plugin.EXACT)
+        found |= trial.held(kind, plugin.RUNTIME, staging, found, _FIX)
+        record = trial.facts(calibrated=kind in plugin.CALIBRATED) | {
+            "kind": kind,
             "options": config.model_dump(mode="json"),
-            "rows": self.rows_of,
-            "prompts": [row.prompt_text for row in self.rows[: self.wanted.proof.answers]],
-            "calibration": calibrated.facts if calibrated else None,
             "seconds": seconds,
             "making_memory": made["peak_memory"],
             "expected_size": expected,
-            "libraries": {key: value for key, value in library_versions().items() if key in ("torch", "transformers")},
-        } | found
+        } | found  # fmt: skip
         write_json(staging / RECORD, record)
+        write_card(staging, record, _said(plugin, kind, source))
         for path in staging.rglob("*"):  # some libraries write files that their owner alone may read
             path.chmod(0o755 if path.is_dir() else 0o644)
-        facts = {"base": source.facts, "quantized": block.kind}
-        artefact.write_manifest(staging, facts, source.tokenizer)
+        artefact.write_manifest(staging, {"base": source.facts, "quantized": kind}, source.tokenizer)
         return record
+
+    def _make(self, block: Any, trial: Trial, staging: Path) -> dict[str, Any]:
+        import torch
+
+        calibrated = trial.read if block.kind in _plugin(block).CALIBRATED else None
+        options = recipe.options(block).model_dump(mode="json", exclude_unset=True)
+        job = {"backend": recipe.kinds()[block.kind], "kind": block.kind, "config": options}
+        job |= {"source": str(trial.source.folder.resolve()), "target": str(staging), "seed": self.wanted.seed}
+        job |= {"rows": calibrated.ids if calibrated else (), "threads": torch.get_num_threads()}
+        return fresh.run("tunekit.compress.making", job, "quantizes")
+
+
+def _plugin(block: Any) -> Any:
+    return BACKENDS.load(recipe.kinds()[block.kind])
 
 
 def _bytes(plugin: Any, kind: str, config: Any, weight: Any) -> float:
@@ -198,12 +152,27 @@ def _bytes(plugin: Any, kind: str, config: Any, weight: Any) -> float:
     return float(plugin.bits(kind, config, weight)) * values / 8
 
 
+def _said(plugin: Any, kind: str, source: Source) -> Said:
+    """What the card tells of a kind."""
+    what = "in another form" if kind in plugin.EXACT else "in fewer bits"
+    return Said(
+        how=f"{what}: {plugin.KINDS[kind]}",
+        tags=(kind,),
+        relation="" if kind in plugin.EXACT else "quantized",
+        file=plugin.RUNTIME == LLAMA_CPP,
+        chat=source.tokenizer.chat_template is not None,
+        needs=tuple(dict.fromkeys(plugin.PACKAGES.values())),
+    )
+
+
 def refuse_full(folder: Path) -> None:
     """Refuses a folder that has something in it.
 
     Raises:
         UserError: with the way out.
     """
+    if folder.is_dir():
+        sweep_within(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError("the folder exists already", where=str(folder), fix="name another with --output")
 

@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, create_model
 
 from tunekit.core.errors import Problem, UserError
-from tunekit.core.registry import BACKENDS, did_you_mean
+from tunekit.core.registry import BACKENDS, TASKS, did_you_mean
+from tunekit.evaluate.fewshot import FOLDER
+from tunekit.exam.recipe import task_type, unknown
 from tunekit.recipe import document as documents
 from tunekit.recipe import load as loading
 from tunekit.recipe.schema import Block, OutputBlock, SourceBlock
@@ -36,6 +38,28 @@ class ProofBlock(Block):
     max_ppl_increase: float | None = Field(
         None, ge=0, le=100, description="refuse where perplexity rises by a larger share; 0.02 is 2 %"
     )
+    limit: int | None = Field(
+        None, ge=1, description="at most so many rows a task; of the run's own default: its eval.limit, or 512"
+    )
+    max_score_loss: float | None = Field(
+        None, ge=0, le=1, description="refuse where a task's score falls by more; 0.02 is 2 points of 100 %"
+    )
+
+
+@cache
+def proof_type() -> type[ProofBlock]:
+    """The block with `tasks`, of every kind that an evaluation knows."""
+    task: Any = task_type()
+    tasks: Any = (
+        tuple[task, ...] | None,
+        Field(None, description="what both models are asked, as in eval.yaml; default: the run's own tasks; []: none"),
+    )
+    return create_model("Proof", __base__=ProofBlock, __doc__=ProofBlock.__doc__, tasks=tasks)
+
+
+def proof_field() -> Any:
+    """`proof` as a field of a whole recipe."""
+    return (proof_type(), Field(default_factory=proof_type(), description="what it is measured on"))
 
 
 class ToBlock(Block):
@@ -75,7 +99,7 @@ def quantize_type() -> type[QuantizeBase]:
         found.append(made)
     block: Any = Annotated[reduce(or_, found), Field(discriminator="kind")]
     to: dict[str, Any] = {"to": (tuple[block, ...], Field(min_length=1, description="what it shall become"))}
-    return create_model("Quantize", __base__=QuantizeBase, __doc__=QuantizeBase.__doc__, **to)
+    return create_model("Quantize", __base__=QuantizeBase, __doc__=QuantizeBase.__doc__, proof=proof_field(), **to)
 
 
 def load(path: Path, overrides: list[str]) -> Any:
@@ -84,11 +108,15 @@ def load(path: Path, overrides: list[str]) -> Any:
     Raises:
         UserError: all that is wrong with it, each with ``file:line:column``.
     """
-    return check(documents.override(documents.read(path), overrides))
+    return check(documents.override(documents.read(path), overrides), path.parent)
 
 
-def check(document: documents.Document) -> Any:
+def check(document: documents.Document, folder: Path | None = None) -> Any:
     """Turns a document into a quantization recipe; a kind may stand there as a word or with its options.
+
+    Args:
+        document: the recipe.
+        folder: where paths of tasks start.
 
     Raises:
         UserError: all problems at once.
@@ -105,8 +133,9 @@ def check(document: documents.Document) -> Any:
         for at, block in enumerate(blocks)
         if isinstance(block, dict) and isinstance(block.get("kind"), str) and block["kind"] not in known
     )
+    loading.refuse(unknown(document, ("proof", "tasks"), TASKS))
     wanted_type: Any = quantize_type()
-    recipe, faults = loading.typed(document, wanted_type, value)
+    recipe, faults = loading.typed(document, wanted_type, value, {FOLDER: folder or Path()})
     loading.refuse(faults)
     assert recipe is not None
     names = [block.kind for block in recipe.to]

@@ -9,6 +9,7 @@ from typing import Any
 import tunekit
 from tunekit.compress.quantize import Made
 from tunekit.compress.show import about, size
+from tunekit.compress.task_words import tasks_table
 from tunekit.core.files import write_atomic
 from tunekit.runs.charts import tick_words, ticks
 from tunekit.runs.markup import Html, document, tag
@@ -34,6 +35,7 @@ transform:translate(-50%,50%)}
 .trade .axes{font-size:12.5px;color:var(--soft);margin:6px 0 0}
 table.answers{table-layout:fixed;font-size:14px}
 table.answers td{vertical-align:top;overflow-wrap:anywhere;white-space:pre-wrap}
+table.answers td.other{background:color-mix(in srgb,var(--tuned) 14%,transparent)}
 .figures{overflow-x:auto;margin-bottom:22px}
 .figures td.num{white-space:nowrap}
 .figures table{width:100%}
@@ -45,8 +47,9 @@ def write_report(folder: Path, made: Sequence[Made]) -> Path | None:
     done = [(one.kind, one.record) for one in made if one.record is not None]
     if not done:
         return None
+    scrubber = Scrubber.of_this_machine(folder)
     refused = [(one.kind, str(one.error)) for one in made if one.error is not None]
-    write_atomic(folder / REPORT, page(done, refused, Scrubber.of_this_machine(folder)))
+    write_atomic(folder / REPORT, page(done, refused, scrubber))
     return folder / REPORT
 
 
@@ -59,17 +62,19 @@ def page(done: Sequence[tuple[str, Mapping[str, Any]]], refused: Sequence[tuple[
         scrubber: takes secrets out of texts.
     """
     source = done[0][1]["source"]["model"]
+    refused = [(kind, scrubber.text(why)) for kind, why in refused]
     sections = [
         ("cost", "What it costs and saves", _figures(done, refused)),
+        *([("tasks", "The run's own tasks", asked)] if (asked := tasks_table(done)) is not None else []),
         ("trade", "Size against divergence", _trade(done)),
         ("answers", "Answers side by side", _answers(done, scrubber)),
-        ("how", "How it was done", _how(done)),
+        ("how", "How it was done", _how(done, scrubber)),
     ]
     header = tag(
         "header",
         tag("p", "tunekit quantize", cls="brand"),
         tag("div", tag("h1", source), cls="titles"),
-        tag("p", about(done[0][1]), cls="facts"),
+        tag("p", scrubber.text(about(done[0][1])), cls="facts"),
         tag("nav", [tag("a", title, href=f"#{key}") for key, title, _ in sections], aria_label="sections"),
         cls="top",
     )
@@ -177,18 +182,29 @@ def _answers(done: Sequence[tuple[str, Mapping[str, Any]]], scrubber: Scrubber) 
     if not sources:
         return tag("p", "No answers were asked for.", cls="muted")
     lines = [
-        tag("tr", [tag("td", scrubber.text(text)) for text in (prompts[at], source, *(column[at] for column in texts))])
+        tag(
+            "tr",
+            [
+                tag("td", scrubber.text(prompts[at], content=True)),
+                tag("td", scrubber.text(source, content=True)),
+                *(
+                    tag("td", scrubber.text(column[at], content=True), cls="" if column[at] == source else "other")
+                    for column in texts
+                ),
+            ],
+        )
         for at, source in list(enumerate(sources))[:SHOWN]
     ]
     head = tag("tr", [tag("th", name) for name in ("prompt", "source", *kinds)])
     return tag("div", tag("table", tag("thead", head), tag("tbody", lines), cls="answers"), cls="figures")
 
 
-def _how(done: Sequence[tuple[str, Mapping[str, Any]]]) -> Html:
+def _how(done: Sequence[tuple[str, Mapping[str, Any]]], scrubber: Scrubber) -> Html:
     lines = []
     for kind, record in done:
         used = record["calibration"]
         looked = f"{used['rows']} rows, {used['tokens']:,} tokens of {used['source']}" if used else "no text"
+        looked = scrubber.text(looked)
         options = ", ".join(f"{key}: {value}" for key, value in record["options"].items() if value not in (None, []))
         took = f"{record['seconds']:.1f} s, {size(record['making_memory'])}"
         tensors = f"{size(record['expected_size'])} expected, {size(record['size'])} found"

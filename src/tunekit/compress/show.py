@@ -13,6 +13,7 @@ from rich.text import Text
 
 from tunekit.compress.contract import LLAMA_CPP
 from tunekit.compress.quantize import RECORD, Made
+from tunekit.compress.task_words import tasks_grid
 from tunekit.core.registry import BACKENDS
 from tunekit.runs.summary import pairs, slim_table
 from tunekit.runs.wording import number, percent
@@ -61,7 +62,8 @@ def console(made: Sequence[Made], folder: Path, report: Path | None, use: str | 
     done = [one.record for one in made if one.record is not None]
     parts: list[RenderableType] = []
     if done:
-        parts += [_quality(done), "", _cost(done), "", Text(about(done[0]), style="dim")]
+        parts += [_quality(done), "", *tasks_grid([(record["kind"], record) for record in done]), _cost(done), ""]
+        parts.append(Text(about(done[0]), style="dim"))
     parts += [Text(f"{one.kind}: refused: {one.error}", style="red") for one in made if one.error is not None]
     facts = [("model", str(one.folder)) for one in made if one.record is not None]
     facts += [("use", use or load_line(one)) for one in made[:1] if one.record is not None]

@@ -34,7 +34,10 @@ def faulty(folder: Path) -> Iterator[Problem]:
         with safe_open(str(path), "pt") as file:
             for name in sorted(file.keys()):
                 tensor = file.get_tensor(name)
-                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                    count = int((~torch.isfinite(tensor)).sum())
+                if not tensor.is_floating_point():
+                    continue
+                finite = torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor)  # none for floats of 8 bits
+                if not bool(finite.all()):
+                    count = int((~finite).sum())
                     yield Problem(f"the tensor '{name}' has {count:,} numbers that are not finite", where=str(path),
                                   fix="was the training sound? take the model from before it went wrong")  # fmt: skip

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from itertools import islice
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from tunekit.compress.bare import bare_model
 from tunekit.compress.contract import Role, Weight
 from tunekit.compress.merge import Request, merge
 from tunekit.core.errors import MachineError, UserError
@@ -23,7 +26,7 @@ from tunekit.model.heads import refuse_scores
 from tunekit.model.kbit import quantized_of
 from tunekit.model.names import resolve_name
 from tunekit.model.quiet import hushed
-from tunekit.model.restore import find
+from tunekit.model.restore import Artefact, find
 from tunekit.model.tokenizer import load_config, load_tokenizer
 from tunekit.recipe.schema import ModelBlock
 from tunekit.runs.layout import RunFolder
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
 DTYPE_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8,
               "F8_E4M3": 8, "F8_E5M2": 8}  # fmt: skip
 """Bits of a value by safetensors' names of types."""
+_TABLES = (".inv_freq", ".masked_bias")
+"""Ends of names of what older versions of transformers saved, and no version loads."""
+_SCORES = "a reward model is used as it is: `reward: [{model: ...}]`"
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,13 @@ class Source:
 
     @cached_property
     def weights(self) -> tuple[Weight, ...]:
-        """Its tensors, from the heads of its files and the shape of the model that the config describes."""
-        return weights_of(self.folder)
+        """The tensors that the model loads, from the heads of its files and the model that the config describes."""
+        return tuple(weight for weight in weights_of(self.folder) if weight.role != "unused")
+
+    @property
+    def size(self) -> int:
+        """Bytes of those tensors."""
+        return sum(prod(weight.shape) * weight.bits for weight in self.weights) // 8
 
     @cached_property
     def positions(self) -> int | None:
@@ -106,7 +117,7 @@ def opened(name: str, revision: str | None, screen: Screen) -> Iterator[Source]:
         if revision is not None:
             raise UserError(f"'{name}' is a folder, which has no revisions", where="--revision", fix="leave it out")
         found = find(path)
-        refuse_scores(found, "a reward model is used as it is: `reward: [{model: ...}]`")
+        _check(found)
         above = found.folder.resolve().parent
         run = RunFolder(above) if (above / "plan.json").exists() else None
         folder, facts = found.folder, dict((found.manifest or {}).get("base") or {})
@@ -118,8 +129,24 @@ def opened(name: str, revision: str | None, screen: Screen) -> Iterator[Source]:
         yield Source(name, folder, run, facts or {"name": path.resolve().name})
 
 
+def _check(found: Artefact) -> None:
+    """Looks at config and weights before anything long begins; of an adapter at those of its base."""
+    if found.base is None:
+        load_config(ModelBlock(name=str(found.folder)))  # one that cannot be read is told in words
+    refuse_scores(found, _SCORES)
+    kind = resolve_name(found.base.name) if found.base else None
+    if kind is None:
+        headers(found.folder)
+    elif found.base is not None and not kind.random:
+        headers(artefact.base_folder(kind, found.base.revision))
+
+
 def _named(name: str, revision: str | None, place: Path) -> Source:
     block, kind = ModelBlock(name=name, revision=revision), resolve_name(name)
+    if revision is not None and kind.kind != "hub":
+        raise UserError(f"'{name}' has no revisions", where="--revision", fix="leave it out")
+    if kind.kind == "hub":
+        _check(Artefact(artefact.base_folder(kind, revision), None, None, None))
     facts = artefact.base_facts(block, seed=0, dtype="float32")
     if kind.random:  # weights from a seed, for those who measure size and speed alone
         with hushed():
@@ -155,14 +182,14 @@ def headers(folder: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
         try:
             with path.open("rb") as file:
                 (size,) = struct.unpack("<Q", file.read(8))
-                head = json.loads(file.read(size))
+                head = json.loads(file.read(min(size, path.stat().st_size)))
             found |= {
                 key: (value["dtype"], tuple(value["shape"]), value["data_offsets"][1] - value["data_offsets"][0])
                 for key, value in head.items()
                 if key != "__metadata__"
             }
             whole = 8 + size + max((v["data_offsets"][1] for k, v in head.items() if k != "__metadata__"), default=0)
-        except (struct.error, ValueError, KeyError, TypeError, MemoryError) as error:
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise MachineError("the file of weights cannot be read", where=str(path), fix="save it again") from error
         if path.stat().st_size != whole:
             raise MachineError(f"the file has {path.stat().st_size:,} bytes; its head says {whole:,}", where=str(path),
@@ -176,29 +203,74 @@ def weights_of(folder: Path) -> tuple[Weight, ...]:
     Raises:
         UserError, MachineError: as `headers`; or transformers does not know the model.
     """
-    roles, tied = _roles(folder)
+    skeleton = _skeleton(folder)
     model = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     found = []
-    for name, (dtype, shape, _) in sorted(headers(folder).items()):
-        role = roles.get(name, "other")
-        shared = tied and role == "embedding"
-        found.append(Weight(name, shape, DTYPE_BITS.get(dtype, 16), role, tied=shared, model=model))
+    tensors = headers(folder)
+    places = skeleton.places({stored: shape for stored, (_, shape, _) in tensors.items()})
+    for stored, (dtype, shape, _) in sorted(tensors.items()):
+        name, role = places[stored]
+        shared = skeleton.tied and role == "embedding"
+        found.append(Weight(name, shape, DTYPE_BITS.get(dtype, 16), role, tied=shared, stored=stored, model=model))
     return tuple(found)
 
 
-def _roles(folder: Path) -> tuple[dict[str, Role], bool]:
-    """What each parameter is, by name, and whether head and embedding are one; of a model without memory."""
+@dataclass(frozen=True)
+class _Skeleton:
+    """What a model is made of.
+
+    Args:
+        roles: of its parameters, by name; those that are not named are ``other``.
+        loaded: names of all that it takes from a file.
+        modules: their names.
+        prefix: what files may leave out at the beginning of names, or have too much.
+        tied: head and embedding are one.
+        head: name and shape of the head's own weight; None where there is none.
+    """
+
+    roles: dict[str, Role]
+    loaded: frozenset[str]
+    modules: frozenset[str]
+    prefix: str
+    tied: bool
+    head: tuple[str, tuple[int, ...]] | None
+
+    def places(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, Role]]:
+        """The names and roles in the model of the tensors in a file, by their names there."""
+        found = {stored: self._place(stored) for stored in shapes}
+        if self.head is not None and self.head[0] not in {name for name, _ in found.values()}:
+            name, shape = self.head  # under the name that an older version gave it
+            lost = (each for each in shapes if found[each][0] not in self.loaded and shapes[each] == shape)
+            found |= dict.fromkeys(islice(lost, 1), (name, "head"))
+        return found
+
+    def _place(self, stored: str) -> tuple[str, Role]:
+        names = (stored, f"{self.prefix}.{stored}", stored.removeprefix(f"{self.prefix}."))
+        name = next((each for each in names if each in self.loaded), None)
+        if name is not None:
+            role = self.roles.get(name, "other")
+            return name, "unused" if role == "head" and self.tied else role
+        # of older versions: tables that the model makes itself now; what has another place is not known here
+        above = [each.rpartition(".")[0] for each in names]
+        table = stored.endswith(_TABLES) or any(each in self.modules for each in above)
+        return stored, "unused" if table else "other"
+
+
+@cache
+def _skeleton_at(folder: Path, changed: int) -> _Skeleton:
+    return _built(folder)
+
+
+def _skeleton(folder: Path) -> _Skeleton:
+    return _skeleton_at(folder.resolve(), (folder / "config.json").stat().st_mtime_ns)
+
+
+def _built(folder: Path) -> _Skeleton:
+    """Of a model without memory."""
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
-    config = load_config(ModelBlock(name=str(folder)))
-    try:
-        with torch.device("meta"), hushed():
-            model = AutoModelForCausalLM.from_config(config)
-    except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"transformers cannot make this model: {str(error).splitlines()[0]}", where=str(folder),
-                        fix="is it a causal language model?") from error  # fmt: skip
+    model = bare_model(load_config(ModelBlock(name=str(folder))), str(folder))
     inner, outer = model.get_input_embeddings(), model.get_output_embeddings()
     found: dict[str, Role] = {}
     for name, module in model.named_modules():
@@ -209,4 +281,7 @@ def _roles(folder: Path) -> tuple[dict[str, Role], bool]:
         elif isinstance(module, torch.nn.Linear | Conv1D):
             found[f"{name}.weight"] = "linear"
     tied = outer is not None and bool(model.config.get_text_config().tie_word_embeddings)
-    return found, tied
+    modules, states = frozenset(name for name, _ in model.named_modules()), model.state_dict()
+    own = next((name for name, role in found.items() if role == "head" and not tied), None)
+    head = (own, tuple(states[own].shape)) if own is not None else None
+    return _Skeleton(found, frozenset(states), modules, model.base_model_prefix, tied, head)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import logging
 import os
+import signal
+import sys
 from collections.abc import Mapping
 
 _POLICY, _ASLEEP = "OMP_WAIT_POLICY", "PASSIVE"
@@ -13,6 +16,7 @@ _TURNS = "GOMP_SPINCOUNT"
 """GNU's number of turns that a thread spins before it sleeps; stronger than the policy."""
 _TALKS_OF_ITSELF = "torch.utils._pytree"
 """Warns of old calls that torchao makes when it is imported, which transformers does wherever it is installed."""
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _OFTEN = gc.get_threshold()
 _SELDOM = 50_000  # new objects between two looks for garbage
 
@@ -26,6 +30,17 @@ def begin() -> None:
     os.environ.update(waiting(os.environ))
     logging.getLogger(_TALKS_OF_ITSELF).setLevel(logging.ERROR)
     gc.set_threshold(_SELDOM, *_OFTEN[1:])
+
+
+def die_with(parent: int) -> None:
+    """Asks the kernel to kill this process when its parent ends, however it ends.
+
+    Raises:
+        SystemExit: it has ended already.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit("the process that this one works for is gone")
 
 
 def load_to_stay(library: str) -> None:

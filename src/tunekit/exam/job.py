@@ -16,11 +16,11 @@ from tunekit.core.progress import Screen
 from tunekit.core.registry import ENGINES
 from tunekit.data.fit import turn_end
 from tunekit.evaluate.contract import TaskResult
-from tunekit.exam import facts, forgetting, models, overlap, pairs, results, rows, session
+from tunekit.exam import facts, forgetting, gguf, models, overlap, pairs, results, rows, session
 from tunekit.exam.answers import KeepingEngine, kept_answers, opened
 from tunekit.exam.markdown import write_markdown
 from tunekit.exam.models import Subject
-from tunekit.exam.recipe import LOCAL, SERVER, options
+from tunekit.exam.recipe import GGUF, LOCAL, SERVER, options
 from tunekit.exam.report import write_report
 from tunekit.exam.tasks import Task, tasks_of
 from tunekit.model.save import staged
@@ -84,6 +84,7 @@ class Job:
         served = exam.engine.kind == SERVER
         tuned = models.subject(exam.model, exam.revision, served=served)
         baseline = models.baseline_of(tuned, exam.baseline, served=served)
+        tuned, baseline = gguf.with_words(tuned, baseline, exam.engine)
         tasks = tasks_of(exam, tuned.run, scores=tuned.scores)
         sides = [(one.name, one.scores) for one in (tuned, baseline) if one is not None]
         kinds = [(task.label, task.module.READS) for task in tasks]
@@ -114,7 +115,7 @@ class Job:
     ) -> list[TaskResult]:
         """The baseline's results; it is gone from memory afterwards."""
         exam = self.exam
-        own = baseline.role != "base" and exam.engine.kind == LOCAL
+        own = baseline.role != "base" and exam.engine.kind in (LOCAL, GGUF)
         others = [reader.items(task, baseline.tokenizer) for task in tasks] if own else items
         tokenizer = baseline.tokenizer if own else self._tokenizer(tuned)
         with self._asked(baseline, tokenizer) as (engine, _):
@@ -136,7 +137,7 @@ class Job:
     def _tokenizer(self, tuned: Subject) -> Any:
         """What prompts are written with: the model's, or that which the engine of a server names."""
         engine = self.exam.engine
-        if engine.kind == LOCAL:
+        if engine.kind in (LOCAL, GGUF):
             return tuned.tokenizer
         name = getattr(options(engine, ENGINES.load(engine.kind)), "tokenizer", None)
         return load_tokenizer(ModelBlock(name=name)) if name is not None else None

@@ -9,28 +9,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunekit.core.errors import MachineError, UserError, first_line
 from tunekit.core.files import sha256_json
 from tunekit.core.progress import Screen
 from tunekit.core.registry import ENGINES, nearest
+from tunekit.evaluate import gguf_file
 from tunekit.evaluate.contract import Engine
-from tunekit.exam.identity import identity_of
-from tunekit.exam.recipe import LOCAL, options
-from tunekit.model import heads, restore
+from tunekit.exam.identity import code_version, identity_of
+from tunekit.exam.recipe import GGUF, LOCAL, options
+from tunekit.model import artefact, heads, restore
 from tunekit.model.device import device_of
 from tunekit.model.names import resolve_name
 from tunekit.model.quiet import hushed
 from tunekit.model.restore import Artefact
 from tunekit.model.save import stop_ids
-from tunekit.model.tokenizer import hub_errors, load_tokenizer
+from tunekit.model.tokenizer import hub_errors, load_tokenizer, tokenizer_hash
 from tunekit.plan.plan import Plan
 from tunekit.recipe.schema import ModelBlock
 from tunekit.runs.layout import RunFolder
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 NO_BASELINE = ("none", "null")
 HUB = "Hub model"
@@ -47,6 +45,8 @@ class Subject:
         artefact: the adapter or model folder.
         bare: the artefact's base without its adapter.
         run: the run that made it.
+        file: the .gguf file.
+        words: whose tokenizer a .gguf file is asked with.
     """
 
     name: str
@@ -55,10 +55,14 @@ class Subject:
     artefact: Artefact | None = None
     bare: bool = False
     run: RunFolder | None = None
+    file: Path | None = None
+    words: Subject | None = None
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its tokenizer, with the chat template that it was trained with."""
+    def tokenizer(self) -> Any:
+        """Its tokenizer, with the chat template that it was trained with; None for a file that nothing names one of."""
+        if self.file is not None:
+            return self.words.tokenizer if self.words is not None else None
         if self.artefact is not None:
             base = self.artefact.base
             with hub_errors(resolve_name(base.name if base else str(self.artefact.folder))):
@@ -102,7 +106,7 @@ class Subject:
 
 
 def subject(name: str, revision: str | None = None, *, served: bool = False) -> Subject:
-    """What a name stands for: a run folder, an adapter's or model's folder, a Hub id or a builtin model.
+    """What a name stands for: a run folder, an adapter's or model's folder, a .gguf file, a Hub id or a builtin model.
 
     Raises:
         UserError: there is no such model, or the run has none yet.
@@ -111,8 +115,13 @@ def subject(name: str, revision: str | None = None, *, served: bool = False) -> 
     path = Path(name).expanduser()
     if served:  # the name is the server's
         return Subject(name, "served model", ModelBlock(name=name, revision=revision))
-    if revision is not None and path.is_dir():
-        raise UserError(f"'{name}' is a folder, which has no revisions", where="revision", fix="leave it out")
+    if revision is not None and path.exists():
+        raise UserError(f"'{name}' is on the disk, and has no revisions", where="revision", fix="leave it out")
+    weights = None if name.startswith("builtin:") else gguf_file.find(path)
+    if weights is not None:
+        if path.is_dir():
+            artefact.verify(path)
+        return Subject(name, "GGUF file", file=weights)
     if not name.startswith("builtin:") and path.is_dir():
         found = restore.find(path)
         places = (path, path.resolve().parent)
@@ -163,6 +172,13 @@ def baseline_of(tuned: Subject, wanted: str | None, *, served: bool = False) -> 
     return None
 
 
+def engine_of(who: Subject, kind: str) -> str:
+    """The engine that a model is asked with: the recipe's, where that reads it; a .gguf file is llama.cpp's matter."""
+    if who.file is not None and kind == LOCAL:
+        return GGUF
+    return LOCAL if who.file is None and kind == GGUF else kind
+
+
 @dataclass(frozen=True)
 class Asked:
     """A model that is loaded, or reached: its engine, and what identifies its answers."""
@@ -189,11 +205,18 @@ def asked(
     Raises:
         UserError, MachineError: it cannot be loaded or reached.
     """
-    module = ENGINES.load(engine.kind)
-    config = options(engine, module)
-    if engine.kind != LOCAL:
+    kind = engine_of(who, engine.kind)
+    module = ENGINES.load(kind)
+    config = options(engine, module) if kind == engine.kind else module.Config()
+    if kind == GGUF:
+        with module.open(config, str(who.file), screen, tokenizer) as opened:
+            known = [kind, module.identity(config, str(who.file)), code_version()] if kept else None
+            words = None if tokenizer is None else tokenizer_hash(tokenizer)
+            yield Asked(opened, sha256_json([*known, words]) if known else "")
+        return
+    if kind != LOCAL:
         with module.open(config, who.name, screen) as opened:
-            yield Asked(opened, sha256_json([engine.kind, module.identity(config, who.name)]))
+            yield Asked(opened, sha256_json([kind, module.identity(config, who.name)]))
         return
     with screen.step(f"loading {who.name}"):
         device = device_of(config.device, "engine.device")

@@ -17,7 +17,7 @@ from tunekit.recipe import document as documents
 from tunekit.recipe import load as loading
 from tunekit.recipe.schema import Block, OutputBlock, SourceBlock
 
-LOCAL, SERVER = "transformers", "openai"
+LOCAL, SERVER, GGUF = "transformers", "openai", "llama_cpp"
 
 
 class TaskBlock(Block):
@@ -90,9 +90,15 @@ def _kinds(registry: Registry, base: type[Block]) -> Any:
 
 
 @cache
+def task_type() -> Any:
+    """The type of one task: the union of all kinds that there are."""
+    return _kinds(TASKS, TaskBlock)
+
+
+@cache
 def exam_type() -> type[ExamBase]:
     """The type of a whole evaluation recipe, with every task and engine there is."""
-    task: Any = _kinds(TASKS, TaskBlock)
+    task: Any = task_type()
     engines = _kinds(ENGINES, EngineBlock)
     usual = {"kind": LOCAL}
     fields: dict[str, Any] = {
@@ -119,7 +125,7 @@ def check(document: documents.Document, folder: Path | None = None) -> Any:
         folder: where paths of tasks start.
     """
     value = dict(document.value)
-    problems = [*_unknown(document, value, "tasks", TASKS), *_unknown(document, value, "engine", ENGINES)]
+    problems = [*unknown(document, ("tasks",), TASKS), *unknown(document, ("engine",), ENGINES)]
     loading.refuse(problems)
     if isinstance(value.get("engine"), dict):
         value["engine"] = {"kind": LOCAL} | value["engine"]
@@ -129,15 +135,22 @@ def check(document: documents.Document, folder: Path | None = None) -> Any:
     return exam
 
 
-def _unknown(document: documents.Document, value: dict[str, Any], key: str, registry: Registry) -> list[Problem]:
-    """Blocks whose kind there is not, named with the nearest one; pydantic would list every kind."""
-    blocks = value.get(key)
+def unknown(document: documents.Document, path: tuple[str, ...], registry: Registry) -> list[Problem]:
+    """Blocks whose kind there is not, named with the nearest one; pydantic would list every kind.
+
+    Args:
+        document: the recipe.
+        path: where the block, or the list of blocks, stands in it.
+        registry: of the kinds.
+    """
+    blocks: Any = document.value
+    for key in path:
+        blocks = blocks.get(key) if isinstance(blocks, dict) else None
     found = []
     for at, block in enumerate(blocks if isinstance(blocks, list) else [blocks]):
         kind = block.get("kind") if isinstance(block, dict) else None
         if isinstance(kind, str) and kind not in registry.names:
-            path = (key, at, "kind") if isinstance(blocks, list) else (key, "kind")
-            place = document.place(path, of_value=True)
+            place = document.place((*path, at, "kind") if isinstance(blocks, list) else (*path, "kind"), of_value=True)
             found.append(Problem(f"unknown {registry.kind} '{kind}'", place, did_you_mean(kind, registry.names)))
     return found
 

@@ -70,7 +70,8 @@ class Reader:
         elif reads in ("rows", pairs.READS):
             found = list(rows.plain(task.sources, self.base, tally))
         elif tokenizer is None:
-            fix = "engine: {tokenizer: ...}, or a task that reads columns, such as questions"
+            fix = "name it: engine: {kind: ..., tokenizer: ...}; for a .gguf file --baseline SOURCE does it too; or "
+            fix += "take a task that reads columns, such as questions"
             raise UserError(f"task '{task.label}' writes prompts with the model's tokenizer", where="engine", fix=fix)
         else:
             fitter = rows.fitter_of(tokenizer)

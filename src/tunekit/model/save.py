@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +20,8 @@ from tunekit.model.tokenizer import embedding_rows
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_MARK = ".staging-"
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, turn_end: int | None) -> list[int]:
@@ -34,17 +39,72 @@ def staged(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk is full or not writable, or ``folder`` is there and not empty; nothing is left behind.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with beside(folder) as staging:
         yield staging
         staging.chmod(0o755)
         flush_tree(staging)  # the record will say that the run is done: then the model must be on the disk
         staging.rename(folder)
         flush_folder(folder.parent)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+
+
+@contextmanager
+def beside(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside ``folder`` to work in; at the end it goes, and before, those that the dead left there.
+
+    The kernel holds its lock for as long as this process, or one forked from it, lives: what is locked is never swept.
+
+    Raises:
+        OSError: as the file system says.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
+    place, lock = _locked(folder)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+        os.close(lock)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what processes that were killed left beside a folder; where the file system has no locks, nothing."""
+    _sweep(folder.parent, glob.escape(f".{folder.name}{_MARK}"))
+
+
+def sweep_within(folder: Path) -> None:
+    """Removes what processes that were killed left in a folder, beside whichever folders they were writing there."""
+    _sweep(folder, f".*{_MARK}")
+
+
+def _sweep(folder: Path, beginning: str) -> None:
+    for path in folder.glob(f"{beginning}*"):
+        with suppress(OSError):  # somebody else's, or gone by now
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _locked(folder: Path) -> tuple[Path, int]:
+    """A new hidden folder, and the descriptor that locks it."""
+    while True:
+        place = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}{_MARK}"))
+        try:
+            lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue  # another process swept it before it was locked
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # it is being swept right now
+            os.close(lock)
+            continue
+        except OSError:  # no locks on this file system: then nothing is swept on it either
+            return place, lock
+        if os.fstat(lock).st_nlink and place.exists():
+            return place, lock
+        os.close(lock)
 
 
 def save_model(

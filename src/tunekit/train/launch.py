@@ -66,7 +66,7 @@ def launch(
     """
     folder = Path(plan.run_dir)
     _clear(folder)
-    command = [sys.executable, "-m", worker, str(plan_path), str(data_folder), "--launcher", str(os.getpid())]
+    command = [sys.executable, "-P", "-m", worker, str(plan_path), str(data_folder), "--launcher", str(os.getpid())]
     command += [*options, *(["--checkpoint", str(checkpoint)] if checkpoint else [])]
     ranks = _Ranks(folder, plan.recipe.guards.watchdog)
     with stop.deferred():

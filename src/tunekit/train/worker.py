@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import dataclasses
 import faulthandler
 import os
@@ -27,7 +26,6 @@ from tunekit.train.logs import library_logs_to
 from tunekit.train.session import Session
 from tunekit.train.signals import stop_signals
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LEAVING = 5.0  # seconds for the interpreter's end after a failure
 
 
@@ -35,7 +33,8 @@ def main(arguments: list[str]) -> int:
     """Runs this rank's session. Rank 0 leaves the outcome, or what it tells when stopped; a failing rank its error."""
     startup.begin()
     asked = _parser().parse_args(arguments)
-    _die_with(asked.launcher)
+    if asked.launcher is not None:
+        startup.die_with(asked.launcher)
     rank = int(os.environ.get("RANK", "0"))
     plan = Plan.load(asked.plan)
     folder = Path(plan.run_dir)
@@ -77,19 +76,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quiet", action="store_true")
     parser.add_argument("--json", action="store_true")
     return parser
-
-
-def _die_with(launcher: int | None) -> None:
-    """Asks the kernel to kill this process when the launcher ends, however it ends.
-
-    Raises:
-        SystemExit: it has ended already.
-    """
-    if launcher is None:
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != launcher:
-        sys.exit("the launcher of this rank is gone")
 
 
 def _run(asked: argparse.Namespace, rank: int, plan: Plan, heartbeat: Heartbeat) -> None:

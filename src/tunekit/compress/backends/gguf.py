@@ -46,12 +46,10 @@ def problems(kind: str, config: Config, model: Mapping[str, Any], weights: Seque
 
 
 def bits(kind: str, config: Config, weight: Weight) -> float:
-    """Bits on the disk for one value of a tensor, scales counted; 0 for one that is left out.
+    """Bits on the disk for one value of a tensor, scales counted.
 
     Derived from llama.cpp's own rules (`kinds`), which need the model's number of layers for a k-quant.
     """
-    if kinds.is_left_out(weight.name, weight.role, tied=bool(weight.model.get("tie_word_embeddings"))):
-        return 0.0
     return kinds.bits_of(kinds.type_of(kind, weight, config.skip))
 
 

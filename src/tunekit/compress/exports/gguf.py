@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from tunekit.compress.source import Source
@@ -15,4 +16,4 @@ def finish(source: Source, folder: Path) -> None:
 
 def use(folder: Path) -> str:
     """How it is served."""
-    return f"llama-server -m {next(folder.glob('*.gguf'), folder / 'model.gguf')} --jinja"
+    return shlex.join(["llama-server", "-m", str(next(folder.glob("*.gguf"), folder / "model.gguf")), "--jinja"])

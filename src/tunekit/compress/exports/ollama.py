@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -60,15 +61,24 @@ def finish(source: Source, folder: Path) -> None:
 
 def use(folder: Path) -> str:
     """How it is put in place and run."""
-    return f"ollama create {folder.name} -f {folder / 'Modelfile'}"
+    return shlex.join(["ollama", "create", folder.name, "-f", str(folder / "Modelfile")])
 
 
 def stops(source: Source) -> list[str]:
-    """The texts that end a turn: those of the ids at which the model stops."""
+    """The texts that end a turn: those of the ids at which the model stops.
+
+    Raises:
+        UserError: one of them cannot be written into a Modelfile.
+    """
     path = source.folder / "generation_config.json"
     found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
     ids = found if isinstance(found, list) else [found if found is not None else source.tokenizer.eos_token_id]
-    return [str(source.tokenizer.convert_ids_to_tokens(token)) for token in ids if token is not None]
+    texts = [str(source.tokenizer.decode([token])) for token in ids if token is not None]
+    unsayable = next((text for text in texts if '"' in text or not text), None)
+    if unsayable is not None:
+        raise UserError(f"an answer ends at the token {unsayable!r}, which a Modelfile cannot say",
+                        fix="export gguf: it carries the ids themselves")  # fmt: skip
+    return texts
 
 
 def modelfile(weights: str, words: str, ends: list[str]) -> str:
@@ -97,18 +107,31 @@ def template(tokenizer: Any) -> str:
             continue
         if pieces.write(roles) != _written(tokenizer, roles, invited=True):
             raise _unlike()
+    led = _led(tokenizer)
+    own = bool(led) and not pieces.beginning and any(before.startswith(led) for before, _ in pieces.around.values())
     turns = "".join(
-        f'{{{{ if eq .Role "{role}" }}}}{_quoted(before)}{{{{ .Content }}}}{_quoted(after)}{{{{ end }}}}'
+        f'{{{{ if eq .Role "{role}" }}}}{_opening(before, led if own else "")}{{{{ .Content }}}}{_quoted(after)}'
+        "{{ end }}"
         for role, (before, after) in pieces.around.items()
     )
-    beginning = pieces.beginning
-    if tokenizer.bos_token and beginning.startswith(tokenizer.bos_token):  # llama.cpp puts it there itself
-        beginning = beginning[len(tokenizer.bos_token) :]
     unruled = ""
     if pieces.unruled:
         unruled = f'{{{{ if ne (index .Messages 0).Role "system" }}}}{_quoted(pieces.unruled)}{{{{ end }}}}'
-    every = f"{{{{ range .Messages }}}}{turns}{{{{ end }}}}"
-    return f"{_quoted(beginning)}{unruled}{every}{_quoted(pieces.invitation)}"
+    every = f"{{{{ range {'$i, $_ := ' if own else ''}.Messages }}}}{turns}{{{{ end }}}}"
+    return f"{_quoted(pieces.beginning.removeprefix(led))}{unruled}{every}{_quoted(pieces.invitation)}"
+
+
+def _led(tokenizer: Any) -> str:
+    """The token that llama.cpp puts before every text itself, as the tokenizer does; empty where it puts none."""
+    ids = tokenizer("a")["input_ids"]
+    return str(tokenizer.bos_token) if tokenizer.bos_token and ids[:1] == [tokenizer.bos_token_id] else ""
+
+
+def _opening(before: str, led: str) -> str:
+    """What stands before a turn's words; a token that begins every turn is left out at the very front."""
+    if not led or not before.startswith(led):
+        return _quoted(before)
+    return f"{{{{ if $i }}}}{_quoted(led)}{{{{ end }}}}{_quoted(before.removeprefix(led))}"
 
 
 def taken_apart(tokenizer: Any) -> Pieces:
@@ -126,8 +149,7 @@ def taken_apart(tokenizer: Any) -> Pieces:
     before_answer, after_answer = middle.split(_ASSISTANT)
     if first != opening or last != after_user or not before_answer.startswith(after_user):
         raise _unlike()
-    before_user = _common_end(opening, after_answer).rpartition(after_user)[2] if after_user else ""
-    before_user = before_user or _common_end(opening, after_answer)
+    before_user = _before_user(opening, after_answer, after_user, tokenizer.bos_token or "")
     start = opening[: len(opening) - len(before_user)]
     around = {
         "user": (before_user, after_user),
@@ -140,6 +162,17 @@ def taken_apart(tokenizer: Any) -> Pieces:
         beginning, unruled = shared, start[len(shared) :]
         around["system"] = (ruled[0][len(shared) :], ruled[1])
     return Pieces(beginning, unruled, around, asked[len(alone) :])
+
+
+def _before_user(opening: str, after_answer: str, after_user: str, bos: str) -> str:
+    """What stands before each user turn: the end of what opens the first one and of what follows an answer.
+
+    BOS is a token of its own: its last letters may be those of a token that ends a turn, as in <s> and </s>.
+    """
+    if after_answer.endswith(opening):
+        return opening
+    shared = _common_end(opening.removeprefix(bos), after_answer)
+    return (shared.rpartition(after_user)[2] if after_user else "") or shared
 
 
 def _ruled(tokenizer: Any, turn: str) -> tuple[str, str] | None:
@@ -166,8 +199,9 @@ def _written(tokenizer: Any, roles: Sequence[str], *, invited: bool = False) -> 
 
 
 def _quoted(text: str) -> str:
-    """Literal text; Ollama's language has only its own braces to be kept apart."""
-    return text.replace("{{", '{{ "{{" }}')
+    """Literal text: Ollama's own braces and a Modelfile's quotes are kept apart."""
+    text = text.replace("{{", '{{ "{{" }}').replace('"""', '{{ "\\"\\"\\"" }}')
+    return text[:-1] + '{{ "{" }}' if text.endswith("{") else text  # before an action it would open another
 
 
 def _common_start(one: str, other: str) -> str:

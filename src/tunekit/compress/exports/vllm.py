@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 from tunekit.compress.source import Source
@@ -19,11 +20,11 @@ def finish(source: Source, folder: Path) -> None:
     """
     path = folder / "generation_config.json"
     stops = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
-    if stops is None:
+    if stops is None or stops == []:
         fix = "write eos_token_id into the model's generation_config.json"
         raise UserError("nothing says at which token an answer ends", where=source.name, fix=fix)
 
 
 def use(folder: Path) -> str:
     """How it is served."""
-    return f"vllm serve {folder} --served-model-name {folder.name}"
+    return shlex.join(["vllm", "serve", str(folder), "--served-model-name", folder.name])

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunekit.compress.ggml.library import Opened
 from tunekit.core.errors import UserError
+from tunekit.evaluate.gguf_file import Opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

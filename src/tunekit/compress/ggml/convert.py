@@ -65,14 +65,14 @@ def plan(source: Path, config: PretrainedConfig, kind: str, skip: Sequence[str])
     model = json.loads((source / "config.json").read_text(encoding="utf-8"))
     arch = getattr(gguf.MODEL_ARCH, families.family_of(config.model_type).arch)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
-    known, found = {weight.name: weight for weight in weights_of(source)}, []
+    known, found = {weight.stored: weight for weight in weights_of(source)}, []
     for path in artefact.weight_files(source):
         with safe_open(str(path), "pt") as file:
             for key in file.keys():  # noqa: SIM118 (not a mapping)
                 weight = Weight(**{**vars(known[key]), "model": model})
-                if kinds.is_left_out(key, weight.role, tied=bool(config.tie_word_embeddings)):
+                if weight.role == "unused":
                     continue
-                name = names.get_name(key.removeprefix("transformer."), try_suffixes=(".weight", ".bias"))
+                name = names.get_name(weight.name.removeprefix("transformer."), try_suffixes=(".weight", ".bias"))
                 if name is None:
                     raise UserError(f"the tensor '{key}' has no place in llama.cpp's '{config.model_type}'",
                                     where=str(path.name), fix=families.ELSEWHERE)  # fmt: skip
@@ -163,7 +163,7 @@ def _values(tensors: Sequence[Tensor], config: PretrainedConfig) -> Iterator[np.
 
     for tensor in tensors:
         with safe_open(str(tensor.path), "pt") as file:
-            value: torch.Tensor = file.get_tensor(tensor.weight.name)
+            value: torch.Tensor = file.get_tensor(tensor.weight.stored)
         if kinds.is_transposed(tensor.weight.name):
             value = value.T
         yield families.arrange(tensor.weight.name, value, config).float().contiguous().numpy()

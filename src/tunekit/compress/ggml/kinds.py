@@ -48,17 +48,11 @@ _CATEGORIES = {
     "o_proj": "output", "attn.c_proj": "output", "down_proj": "down", "mlp.c_proj": "down",
 }  # fmt: skip
 _TRANSPOSED = re.compile(r"\bh\.\d+\.\w+\.c_(attn|proj|fc)\.weight$")  # GPT-2 keeps (inputs, outputs)
-_COMPUTED = re.compile(r"\.rotary_emb\.inv_freq$|\bh\.\d+\.attn\.(masked_)?bias$")
 
 
 def is_transposed(name: str) -> bool:
     """Whether a tensor lies as (inputs, outputs) on the disk, as GPT-2's do."""
     return _TRANSPOSED.search(name) is not None
-
-
-def is_left_out(name: str, role: str, *, tied: bool) -> bool:
-    """Whether a tensor of the source has no place in the file: tables that are computed, a head that is a copy."""
-    return _COMPUTED.search(name) is not None or (tied and role == "head")
 
 
 def is_kept(weight: Weight, skip: Sequence[str]) -> bool:

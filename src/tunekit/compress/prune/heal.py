@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tunekit.compress.dtypes import round_weights
 from tunekit.compress.merge import Request, merge
 from tunekit.compress.source import headers
-from tunekit.core.errors import UserError
-from tunekit.core.progress import Screen
+from tunekit.core.errors import DataError, UserError
+from tunekit.core.progress import Screen, Silent
 from tunekit.model.quiet import hushed
 from tunekit.model.restore import ADAPTER_CONFIG
 from tunekit.plan.hardware import probe
@@ -22,11 +24,15 @@ from tunekit.train.inputs import Inputs
 from tunekit.train.pipeline import Job, run
 
 if TYPE_CHECKING:
+    from tunekit.data.prepare import Prepared
+    from tunekit.evaluate.contract import EvalItem
     from tunekit.recipe.schema import Recipe
     from tunekit.runs.record import Record
 
 KEPT = ("recipe.yaml", "metrics.jsonl", "report.html")
 """What is kept of the run, beside its model; its other files are about folders that are gone."""
+CHANCE = 0.01
+"""Share of the proof's rows that may be in the healing's data as well: short texts are alike by chance."""
 _TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -52,20 +58,38 @@ class Healing:
                             where=str(self.path), fix="leave model.quantize out")  # fmt: skip
         Inputs(recipe, self.path.parent).look()
 
-    def train(self, pruned: Path, folder: Path, screen: Screen) -> Record:
+    def train(self, pruned: Path, folder: Path, screen: Screen, proven: Sequence[EvalItem] = ()) -> Record:
         """Makes the run.
 
         Args:
             pruned: the model.
             folder: of the run; new.
             screen: where progress goes.
+            proven: rows that what comes of it is measured on.
 
         Raises:
+            DataError: it would learn from those rows.
             TunekitError: the training failed.
             Stopped: somebody asked it to end.
         """
         plan = resolve(self._recipe(pruned, folder), self.path, probe(), str(folder))
+        with screen.step("reading the rows to heal by"), TemporaryDirectory(prefix="tunekit-heal-") as place:
+            prepared = Inputs(plan.recipe, self.path.parent).prepare(Silent(), Path(place))
+            self._apart(prepared, proven, screen)
         return run(Job(plan, self.path.read_text(encoding="utf-8-sig"), ("--quiet",)), screen)
+
+    def _apart(self, prepared: Prepared, proven: Sequence[EvalItem], screen: Screen) -> None:
+        """Looks whether the rows of the proof are among those that are trained on: it would be no proof."""
+        trained, room = prepared.dataset("train"), max((len(row.input_ids) for row in proven), default=0)
+        learnt = {tuple(ids[:room]) for ids in (trained["input_ids"] if trained else ())}
+        found = sum(tuple(row.input_ids) in learnt for row in proven)
+        if not found:
+            return
+        what = f"{found:,} of the {len(proven):,} rows that it would be proven on are rows that the healing trains on"
+        if found > CHANCE * len(proven):
+            fix = "hold them out by the recipe's data.eval, or name others: --data FILE"
+            raise DataError(what, where=str(self.path), fix=fix)
+        screen.warn(what)
 
     def _recipe(self, model: Path, folder: Path | None) -> Recipe:
         named = {"model.name": str(model.resolve()), "model.revision": None}
@@ -91,7 +115,9 @@ def whole_model(run_folder: Path, target: Path, pruned: Path, screen: Screen) ->
         made = run_folder / "merged"
         merge(Request(run_folder, made, noted=False), screen)
     for path in made.iterdir():
-        if path.name not in ("MANIFEST.json", "README.md", "merge.json"):
+        if path.is_dir():  # such as further chat templates
+            shutil.copytree(path, target / path.name)
+        elif path.name not in ("MANIFEST.json", "README.md", "merge.json"):
             shutil.copyfile(path, target / path.name)
     types = {name: _TYPES[kind] for name, (kind, _, _) in headers(pruned).items() if kind in _TYPES}
     if {kind for kind, _, _ in headers(target).values()} != {kind for kind, _, _ in headers(pruned).values()}:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunekit.compress.bare import bare_model
 from tunekit.core.errors import Problem, UserError
-from tunekit.model.quiet import hushed
 from tunekit.model.targets import linear_names
 from tunekit.model.tokenizer import load_config
 from tunekit.recipe.schema import ModelBlock
@@ -68,16 +68,7 @@ def skeleton(folder: Path) -> PreTrainedModel:
     Raises:
         UserError: transformers does not know it.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"), hushed():
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(load_config(ModelBlock(name=str(folder))))
-    except (ValueError, KeyError, AttributeError) as error:
-        what = f"transformers cannot make this model: {str(error).splitlines()[0]}"
-        raise UserError(what, where=str(folder), fix="is it a causal language model?") from error
-    return model
+    return bare_model(load_config(ModelBlock(name=str(folder))), str(folder))
 
 
 def faults(decoder: Decoder) -> Iterator[Problem]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, create_model
 
-from tunekit.compress.recipe import CalibrationBlock, ProofBlock
+from tunekit.compress.recipe import CalibrationBlock, ProofBlock, proof_field
 from tunekit.core.errors import Problem, UserError, raise_all
-from tunekit.core.registry import PRUNERS
+from tunekit.core.registry import PRUNERS, TASKS
+from tunekit.evaluate.fewshot import FOLDER
+from tunekit.exam.recipe import unknown
 from tunekit.recipe import document as documents
 from tunekit.recipe import load as loading
 from tunekit.recipe.schema import Block
@@ -37,8 +40,10 @@ def check(document: documents.Document) -> Any:
     way = str(document.value.get("way"))
     config = PRUNERS.load(way).Config
     refuse_foreign(way, document.value)
-    wanted_type: Any = create_model("Prune", __base__=(PruneBase, config), __doc__=PruneBase.__doc__)
-    recipe, faults = loading.typed(document, wanted_type, dict(document.value))
+    loading.refuse(unknown(document, ("proof", "tasks"), TASKS))
+    bases = (PruneBase, config)
+    wanted_type: Any = create_model("Prune", __base__=bases, __doc__=PruneBase.__doc__, proof=proof_field())
+    recipe, faults = loading.typed(document, wanted_type, dict(document.value), {FOLDER: Path()})
     loading.refuse(faults)
     assert recipe is not None
     return recipe

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from tunekit.compress.prune.job import RECORD
 from tunekit.compress.prune.zeros import share
+from tunekit.compress.task_words import tasks_grid
 from tunekit.runs.summary import pairs, slim_table
 from tunekit.runs.wording import number, percent
 
@@ -43,9 +44,10 @@ def console(record: Mapping[str, Any], folder: Path) -> RenderableType:
         _add(grid, "pruned", size, record["healing"]["before"], answers)
     _add(grid, "healed" if "healing" in record else "pruned", size, record, answers)
     words = f"{went(record)}; on {record['rows_measured']} rows ({record['rows']}), {record['positions']:,} positions"
+    asked = tasks_grid([("healed" if "healing" in record else "pruned", record)])
     load = f"AutoModelForCausalLM.from_pretrained({str(folder)!r})"
     facts = pairs([("model", str(folder)), ("record", str(folder / RECORD)), ("use", load)])
-    return Group(grid, "", Text(words, style="dim"), "", facts)
+    return Group(grid, "", *asked, Text(words, style="dim"), "", facts)
 
 
 def _add(grid: Any, name: str, size: str, found: Mapping[str, Any], answers: int) -> None:

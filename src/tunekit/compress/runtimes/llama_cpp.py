@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tunekit.compress.ggml.library import Opened
 from tunekit.core.errors import MachineError
+from tunekit.core.registry import ENGINES
+from tunekit.evaluate.contract import Engine
+from tunekit.evaluate.gguf_file import Opened
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +49,7 @@ class GgufReading:
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""
-        return b"".join(map(self._opened.piece, ids)).decode("utf-8", errors="replace")
+        return self._opened.text(ids)
 
     def stops(self) -> list[int]:
         """The ids that end an answer, as the artefact says itself."""
@@ -56,6 +58,11 @@ class GgufReading:
     def template(self) -> str | None:
         """The chat template inside the artefact."""
         return self._opened.template()
+
+    def engine(self, tokenizer: Any) -> Engine:
+        """The same model for the tasks of an evaluation, with the source's tokenizer."""
+        found: Engine = ENGINES.load("llama_cpp").around(self._opened, tokenizer)
+        return found
 
 
 def load(folder: Path, *, threads: int) -> GgufReading:

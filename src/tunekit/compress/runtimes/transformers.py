@@ -9,7 +9,9 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunekit.core.errors import MachineError
+from tunekit.core.errors import MachineError, first_line
+from tunekit.core.registry import ENGINES
+from tunekit.evaluate.contract import Engine
 from tunekit.evaluate.logits import logits_at
 from tunekit.evaluate.mode import evaluating
 from tunekit.model.quiet import hushed
@@ -76,8 +78,14 @@ class TransformersReading:
         return self._stops
 
     def template(self) -> str | None:
-        """The chat template inside the artefact."""
-        found: str | None = self._tokenizer.chat_template
+        """The chat template inside the artefact; of several the one that is used where none is named."""
+        found: str | dict[str, str] | None = self._tokenizer.chat_template
+        return found.get("default") if isinstance(found, dict) else found
+
+    def engine(self, tokenizer: Any) -> Engine:
+        """The same model for the tasks of an evaluation; its tokenizer is the artefact's own."""
+        module = ENGINES.load("transformers")
+        found: Engine = module.around(module.Config(), self._model, self._tokenizer, self._stops)
         return found
 
 
@@ -97,11 +105,15 @@ def load(folder: Path, *, threads: int) -> TransformersReading:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         with hushed(), redirect_stderr(io.StringIO()):  # compressed-tensors has bars of its own
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype="auto", use_safetensors=True, trust_remote_code=False, device_map={"": device}
-            )
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder, dtype="auto", use_safetensors=True, trust_remote_code=False, device_map={"": device},
+                output_loading_info=True,
+            )  # fmt: skip
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, KeyError, RuntimeError, ImportError, OSError, SafetensorError) as error:
-        told = str(error).strip().splitlines() or [type(error).__name__]
-        raise MachineError(f"transformers cannot load it: {told[0]}", where=str(folder), fix="make it again") from error
+        what = f"transformers cannot load it: {first_line(error)}"
+        raise MachineError(what, where=str(folder), fix="make it again") from error
+    if info["missing_keys"]:  # transformers makes them up, and says so in a warning
+        what = f"the weights lack the tensor '{min(info['missing_keys'])}'"
+        raise MachineError(what, where=str(folder), fix="make it again")
     return TransformersReading(model.eval(), tokenizer)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tunekit.compress.bare import bare_model
 from tunekit.compress.contract import Weight
 from tunekit.compress.skipping import is_skipped, skip_problems
 from tunekit.core.errors import Problem
@@ -34,16 +35,14 @@ def structure(model: Mapping[str, Any]) -> Structure:
     """Of a config.json's content; the model is built without memory.
 
     Raises:
-        ValueError, KeyError: transformers does not know the model.
+        UserError: transformers does not know the model.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
     from transformers.pytorch_utils import Conv1D
 
     values = copy.deepcopy(dict(model))
-    config = AutoConfig.for_model(values.pop("model_type"), **values)
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config)
+    skeleton = bare_model(AutoConfig.for_model(values.pop("model_type"), **values))
     kernels = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
     experts = [
         f"{name}.{key}".strip(".")
@@ -95,10 +94,8 @@ def is_quantized(weight: Weight, skip: Sequence[str]) -> bool:
 def kept_bits(weight: Weight) -> float:
     """Bits on the disk for one value of a tensor that is not quantized.
 
-    transformers loads it in the type that config.json names, and does not write a head that is the embedding.
+    transformers loads it in the type that config.json names.
     """
-    if weight.role == "head" and weight.model.get("tie_word_embeddings"):
-        return 0.0
     return TYPES.get(str(weight.model.get("dtype") or weight.model.get("torch_dtype")), weight.bits)
 
 

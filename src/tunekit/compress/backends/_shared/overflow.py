@@ -26,13 +26,13 @@ def too_large(
     """
     from safetensors import safe_open
 
-    names = {weight.name for weight in weights if is_quantized(weight, skip)}
+    names = {weight.stored: weight.name for weight in weights if is_quantized(weight, skip)}
     for path in artefact.weight_files(folder):
         with safe_open(str(path), "pt") as file:
-            for name in sorted(names & set(file.keys())):
+            for name in sorted(names.keys() & set(file.keys())):
                 largest = float(file.get_tensor(name).abs().max())
                 if not largest <= limit:
-                    module = name.removesuffix(".weight")
+                    module = names[name].removesuffix(".weight")
                     yield Problem(f"the tensor '{name}' has numbers up to {largest:,.0f}; beyond {limit:,.0f} they are "
                                   "infinite while they are rounded", where=str(path),
                                   fix=f"skip: [{module}], or another kind, such as ao_int8")  # fmt: skip
