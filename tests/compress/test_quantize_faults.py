@@ -221,7 +221,7 @@ def test_the_share_that_is_allowed(model, tmp_path, here, after_making):
     cost = json.loads((tmp_path / "any" / "quantize.json").read_text())["increase"][0]
     print(f"measured: doubling the last norm raises perplexity by {cost:.1%}")
     assert cost > 0.01
-    done = run(model, *words, tmp_path / "dear", "--max-ppl-increase", f"{0.98 * cost}")
+    done = run(model, *words, tmp_path / "dear", "--max-ppl-increase", f"{98 * cost}%")
     assert done.exit_code == 5 and f"at most {0.98 * cost:.1%} is allowed" in told(done), done.output
     assert "--max-ppl-increase" in told(done) and "take a kind of more bits" in told(done)
     assert names(tmp_path) == ["any", "model"]
@@ -308,3 +308,22 @@ output: {{dir: {json.dumps(str(tmp_path / "small"))}}}
     assert len(list((tmp_path / "small" / "bfloat16").glob("*.safetensors"))) > 2
     record = json.loads((tmp_path / "small" / "float16" / "quantize.json").read_text())
     assert record["rows"] == "rows.jsonl" and record["rows_measured"] == 4  # of six, evenly drawn
+
+
+@pytest.mark.parametrize("text", ["5", "1", "-1%", "nan"])
+def test_a_share_of_one_or_more_has_its_sign(text, model, tmp_path):
+    """``5`` would allow five hundred per cent."""
+    done = run(model, "--to", "bfloat16", "--output", tmp_path / "small", "--max-ppl-increase", text)
+    assert done.exit_code == 2 and "such as 2% or 0.02" in told(done), done.output
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted"), [("runs/x/", "runs/x-small"), ("builtin:tiny", "tiny-small"), (".", "w-small")]
+)
+def test_an_artefact_lies_beside_its_model(model, wanted, tmp_path, monkeypatch):
+    from tunekit.cli.quantize import named_after
+
+    (tmp_path / "w" / "runs" / "x").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "w")
+    found = named_after(model, "small")
+    assert found == (tmp_path / wanted if model == "." else Path(wanted))

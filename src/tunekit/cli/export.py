@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tunekit.cli.quantize import share, show
+from tunekit.cli.quantize import named_after, share, show
 from tunekit.cli.shared import Debug, Json, Quiet, guard
 from tunekit.cli.stopping import stoppable
 from tunekit.core.errors import UserError
@@ -68,15 +68,10 @@ def export(
         proof = {"data": rows, "max_ppl_increase": share(limit, "--max-ppl-increase")}
         wanted = {"model": model, "to": [block], "proof": proof}
         recipe = check(parse(jsonlib.dumps(wanted), "options"))
-        target = output or Path(f"{_name(model)}-{to}")
+        target = output or named_after(model, to)
         screen = make_screen(quiet=quiet, json=json)
         with screen.step("starting"):
             from tunekit.compress import quantize as work
         work.refuse_full(target)
         made = work.Job(recipe, Path(), target, screen, plugin.finish).run()
         show(made, target, quiet=quiet, json=json, use=plugin.use(target))
-
-
-def _name(model: str) -> str:
-    path = Path(model).expanduser()
-    return str(path).rstrip("/") if path.is_dir() else Path(model.removeprefix("builtin:")).name

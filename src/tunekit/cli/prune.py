@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tunekit.cli.quantize import share
+from tunekit.cli.quantize import named_after, share, sources
 from tunekit.cli.shared import Debug, Json, Overrides, Quiet, guard
 from tunekit.cli.stopping import stoppable
 from tunekit.core.errors import UserError
@@ -76,13 +76,13 @@ def prune(
     """
     with guard(json=json, debug=debug), stoppable():
         named: dict[str, Any] = {"model": model, "way": way, "sparsity": sparsity, "pattern": pattern, "size": size}
-        named |= {"layers": layers, "by": by, "calibration.data": _sources(calib), "proof.data": _sources(data)}
+        named |= {"layers": layers, "by": by, "calibration.data": sources(calib), "proof.data": sources(data)}
         if limit is not None:
             named["proof.max_ppl_increase"] = share(limit, "--max-ppl-increase")
         if loss is not None:
             named["proof.max_score_loss"] = share(loss, "--max-score-loss", most=1)
         wanted = _wanted({key: value for key, value in named.items() if value not in (None, [])}, overrides or [])
-        _run(wanted, output or Path(f"{_name(model)}-{way}"), heal, quiet=quiet, json=json)
+        _run(wanted, output or named_after(model, way), heal, quiet=quiet, json=json)
 
 
 def _run(wanted: Any, target: Path, heal: Path | None, *, quiet: bool, json: bool) -> None:
@@ -114,12 +114,3 @@ def _wanted(named: dict[str, Any], overrides: list[str]) -> Any:
     text = f"model: {jsonlib.dumps(named.pop('model'))}\n"
     given = [f"{key}={jsonlib.dumps(value)}" for key, value in named.items()]
     return check(override(parse(text, "options"), [*given, *overrides]))
-
-
-def _sources(paths: list[str] | None) -> list[dict[str, str]]:
-    return [{"path": path} for path in paths or []]
-
-
-def _name(model: str) -> str:
-    path = Path(model).expanduser()
-    return str(path).rstrip("/") if path.is_dir() else Path(model.removeprefix("builtin:")).name

@@ -71,7 +71,7 @@ def quantize(
         from tunekit.runs.screen import make_screen
 
         wanted, base = _recipe(model, _named(to, calib, data, limit, loss), overrides or [])
-        target = output or Path(wanted.output.dir or f"{_name(wanted.model)}-quantized")
+        target = output or Path(wanted.output.dir or named_after(wanted.model, "quantized"))
         screen = make_screen(quiet=quiet, json=json)
         with screen.step("starting"):
             from tunekit.compress import quantize as work
@@ -87,7 +87,7 @@ def _named(
     to: str | None, calib: list[str] | None, data: list[str] | None, limit: str | None, loss: str | None
 ) -> dict[str, Any]:
     """The options as keys of the recipe."""
-    named: dict[str, Any] = {"calibration.data": _sources(calib), "proof.data": _sources(data)}
+    named: dict[str, Any] = {"calibration.data": sources(calib), "proof.data": sources(data)}
     if to is not None:
         named["to"] = [{"kind": word.strip()} for word in to.split(",") if word.strip()]
     if limit is not None:
@@ -102,6 +102,9 @@ def _recipe(model: str | None, named: dict[str, Any], overrides: list[str]) -> t
     from tunekit.compress.recipe import check, load
     from tunekit.recipe.document import override, parse
 
+    if model is not None and model.endswith((".yaml", ".yml")):
+        for key in ("calibration.data", "proof.data"):
+            named[key] = [{"path": _from_here(source["path"])} for source in named[key]]
     given = [f"{key}={jsonlib.dumps(value)}" for key, value in named.items() if value not in (None, [])]
     if model is None:
         raise UserError("nothing says which model to quantize", where="MODEL", fix="tunekit quantize runs/x --to nf4")
@@ -114,13 +117,18 @@ def _recipe(model: str | None, named: dict[str, Any], overrides: list[str]) -> t
     return check(override(parse(text, "options"), [*given, *overrides])), Path()
 
 
-def _sources(paths: list[str] | None) -> list[dict[str, str]]:
-    """Files named on the command line; they start in the working folder, wherever the recipe lies."""
-    return [{"path": str(Path.cwd() / path) if Path(path).exists() else path} for path in paths or []]
+def sources(paths: list[str] | None) -> list[dict[str, str]]:
+    """Files named on the command line, as sources of a recipe."""
+    return [{"path": path} for path in paths or []]
+
+
+def _from_here(path: str) -> str:
+    """A path that starts in the working folder, wherever the recipe lies."""
+    return str(Path.cwd() / path) if Path(path).exists() else path
 
 
 def share(text: str, option: str, *, most: float = 100) -> float:
-    """``2%`` or ``0.02`` as 0.02.
+    """``2%`` or ``0.02`` as 0.02; what is 1 or more has its per cent sign.
 
     Raises:
         UserError: it is neither, or more than ``most``.
@@ -129,14 +137,18 @@ def share(text: str, option: str, *, most: float = 100) -> float:
         value = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         value = -1.0
-    if not 0 <= value <= most:
+    if not 0 <= value <= most or (value >= 1 and not text.endswith("%")):
         raise UserError(f"'{text}' is no share", where=option, fix="such as 2% or 0.02")
     return value
 
 
-def _name(model: str) -> str:
+def named_after(model: str, what: str) -> Path:
+    """Where an artefact of a model goes when nothing else is said: beside its folder, or in the working folder."""
     path = Path(model).expanduser()
-    return str(path).rstrip("/") if path.is_dir() else Path(model.removeprefix("builtin:")).name
+    if not path.is_dir():
+        return Path(f"{Path(model.removeprefix('builtin:')).name}-{what}")
+    path = path if path.name not in ("", "..") else path.resolve()
+    return path.with_name(f"{path.name}-{what}")
 
 
 def _list(*, json: bool) -> None:

@@ -118,8 +118,8 @@ class Reading(Protocol):
     def tokenize(self, text: str) -> list[int]:
         """The ids of a text in which special tokens may be written out, without added ones."""
 
-    def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens left out."""
+    def detokenize(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """The text of ids, special tokens left out, or written out."""
 
     def stops(self) -> list[int]:
         """The ids that end an answer, as the artefact says itself."""

@@ -59,7 +59,8 @@ def work(job: Mapping[str, Any]) -> dict[str, Any]:
         reading.logits(row["input_ids"], [len(row["input_ids"]) - 1])
     answer["prompt_speed"] = sum(len(row["input_ids"]) for row in longest) / (time.perf_counter() - begin)
     if job["first"]:
-        texts = [reading.detokenize(row["input_ids"]) for row in job["rows"]]
+        # as they are read, with what begins them: some tokenizers cut the first word of a bare text in another way
+        texts = [reading.detokenize(row["input_ids"], special=True) for row in job["rows"]]
         kept = {"texts": texts, "ids": [reading.tokenize(text) for text in texts], "vocabulary": reading.vocabulary}
         write_json(place / FACTS, kept)
     else:

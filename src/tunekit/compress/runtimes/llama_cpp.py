@@ -47,9 +47,9 @@ class GgufReading:
         """The ids of a text in which special tokens may be written out, without added ones."""
         return self._opened.tokenize(text)
 
-    def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens left out."""
-        return self._opened.text(ids)
+    def detokenize(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """The text of ids, special tokens left out, or written out."""
+        return self._opened.text(ids, special=special)
 
     def stops(self) -> list[int]:
         """The ids that end an answer, as the artefact says itself."""

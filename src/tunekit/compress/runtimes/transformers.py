@@ -69,9 +69,9 @@ class TransformersReading:
         """The ids of a text in which special tokens may be written out, without added ones."""
         return [int(token) for token in self._tokenizer(text, add_special_tokens=False)["input_ids"]]
 
-    def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens left out."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+    def detokenize(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """The text of ids, special tokens left out, or written out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=not special))
 
     def stops(self) -> list[int]:
         """The ids that end an answer, as the folder's generation config says; the tokenizer's, where that is silent."""
