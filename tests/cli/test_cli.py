@@ -213,7 +213,7 @@ def test_plan_as_json_is_only_json(run, recipe):
 
 def test_plan_without_the_cache_leaves_nothing(run, recipe, tmp_path):
     assert run("plan", recipe, *SMALL, "--set", "data.cache=false").exit_code == 0
-    assert files() == ["recipe.yaml", "tunekit.schema.json"]
+    assert files() == ["recipe.yaml"]
     assert files(tmp_path / "home") == []
 
 

@@ -252,10 +252,12 @@ def test_a_reward_model_of_the_hub_is_told_from_a_folder(scorer, blocks, tmp_pat
     from tunekit.recipe.schema import ModelBlock
 
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").mkdir()
+    (tmp_path / "mine").mkdir()
     problem = refused(Rewarder(blocks("{model: org/reward}"), tmp_path).check, kind=MachineError)
     assert "'org/reward' cannot be loaded from the Hub" in problem.what
-    assert refused(Rewarder(blocks("{model: runs/reward}"), tmp_path).check).what == "there is no folder 'runs/reward'"
+    for place in ("runs/reward", "mine/reward"):
+        found = refused(Rewarder(blocks(f"{{model: {place}}}"), tmp_path).check)
+        assert found.what == f"there is no folder '{place}'"
     problem = refused(Rewarder(blocks(f"{{model: '{scorer()}', revision: v1}}"), tmp_path).check)
     assert problem.what.endswith("is a folder, which has no revisions")
     named = RewardModel.load(ModelBlock(name=str(scorer())), device="cpu")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tunekit.cli.quantize import named_after, share, show
+from tunekit.cli.quantize import named_after, share, show, sources
 from tunekit.cli.shared import Debug, Json, Quiet, guard
 from tunekit.cli.stopping import stoppable
 from tunekit.core.errors import UserError
@@ -64,8 +64,7 @@ def export(
         block: dict[str, Any] = {"kind": kind}
         if shard_size is not None:
             block["shard_size"] = shard_size
-        rows = [{"path": str(Path.cwd() / path) if Path(path).exists() else path} for path in data or []]
-        proof = {"data": rows, "max_ppl_increase": share(limit, "--max-ppl-increase")}
+        proof = {"data": sources(data), "max_ppl_increase": share(limit, "--max-ppl-increase")}
         wanted = {"model": model, "to": [block], "proof": proof}
         recipe = check(parse(jsonlib.dumps(wanted), "options"))
         target = output or named_after(model, to)

@@ -82,8 +82,9 @@ def fitted(rows: Sequence[Any], positions: int | None, most: int, new_tokens: in
     """
     room = min(LENGTH, positions or LENGTH)
     long = [row for row in rows if len(row.input_ids) > 1]
-    if not long:
-        raise DataError("there is no row to measure the models on", fix="name rows: --data FILE")
+    if len(long) < 2:
+        what = "there is one row" if long else "there is no row"
+        raise DataError(f"{what} to measure the models on, and two are needed", fix="name rows: --data FILE")
     count = min(most, len(long))
     ask = max(1, room - new_tokens)
     return [
@@ -175,7 +176,7 @@ def _faults(source: Measured, made: Measured, expected: float, exact: bool) -> I
     if other["spelling"] is not None:
         yield Problem(f"it cuts a text into other tokens than the source: {other['spelling'][:SPELLED]!r}")
     if not exact and other["largest_difference"] == 0 and made.size >= source.size:
-        yield Problem("it equals its source, logit by logit, and is not smaller", fix="was anything quantized?")
+        yield Problem("it equals its source, logit by logit, and is not smaller", fix="was anything changed?")
     if abs(made.size - expected) > SIZE * expected:
         yield Problem(f"its tensors take {made.size:,} bytes; the bits of their weights come to {expected:,.0f}",
                       fix="were layers left out that should not be?")  # fmt: skip

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +26,8 @@ from tunekit.model import artefact
 from tunekit.model.save import staged, sweep_within
 
 RECORD = "quantize.json"
+USELESS = 1.0
+"""Rise of perplexity, a share, from which on an artefact is warned of where nothing bounds it."""
 _FIX = "take a kind of more bits, or skip the layers that matter most"
 
 
@@ -112,15 +115,21 @@ class Job:
             seconds = time.perf_counter() - begin
             if plugin.RUNTIME == TRANSFORMERS:
                 source.copy_papers(staging)
+            else:  # its one file holds the others
+                source.copy_licences(staging)
             self.finish(source, staging)
         expected = sum(_bytes(plugin, kind, config, weight) for weight in source.weights)
         found = trial.figures(kind, plugin.RUNTIME, staging, expected, exact=kind in plugin.EXACT)
+        if found["increase"][0] > USELESS and self.wanted.proof.max_ppl_increase is None:
+            fix = "take a kind of more bits; --max-ppl-increase refuses such an artefact"
+            self.screen.warn(f"{kind}: perplexity rises by {found['increase'][0]:.0%}; {fix}")
         found |= trial.held(kind, plugin.RUNTIME, staging, found, _FIX)
         record = trial.facts(calibrated=kind in plugin.CALIBRATED) | {
             "kind": kind,
             "options": config.model_dump(mode="json"),
             "seconds": seconds,
             "making_memory": made["peak_memory"],
+            "made_by": _versions(plugin.PACKAGES),
             "expected_size": expected,
         } | found  # fmt: skip
         write_json(staging / RECORD, record)
@@ -143,6 +152,12 @@ class Job:
 
 def _plugin(block: Any) -> Any:
     return BACKENDS.load(recipe.kinds()[block.kind])
+
+
+def _versions(modules: Iterable[str]) -> dict[str, str]:
+    """The packages that hold some modules, with their versions."""
+    known = packages_distributions()
+    return {name: version(name) for module in modules for name in known.get(module, ())}
 
 
 def _bytes(plugin: Any, kind: str, config: Any, weight: Any) -> float:

@@ -66,7 +66,9 @@ def console(made: Sequence[Made], folder: Path, report: Path | None, use: str | 
         parts.append(Text(about(done[0]), style="dim"))
     parts += [Text(f"{one.kind}: refused: {one.error}", style="red") for one in made if one.error is not None]
     facts = [("model", str(one.folder)) for one in made if one.record is not None]
-    facts += [("use", use or load_line(one)) for one in made[:1] if one.record is not None]
+    first = next((one for one in made if one.record is not None), None)
+    if first is not None:
+        facts.append(("use", use or load_line(first)))
     if report is not None:
         facts.append(("report", str(report)))
     return Group(*parts, "", pairs(facts)) if facts else Group(*parts)
@@ -93,13 +95,13 @@ def _quality(records: Sequence[Mapping[str, Any]]) -> Table:
     first, grid = records[0], slim_table()
     for name in ("", "size", "perplexity", "rises by", "mean KL", "top-1", "answers"):
         grid.add_column(name, justify="right" if name else "left", no_wrap=True)
-    grid.add_row("source", size(first["source_size"]), _interval(first["source_perplexity"]), *"––––")
+    grid.add_row("source", size(first["source_size"]), interval(first["source_perplexity"]), *"––––")
     for record in records:
         value, low, high = record["increase"]
         grid.add_row(
             record["kind"],
             f"{size(record['size'])}\n÷ {record['source_size'] / record['size']:.2f}",
-            _interval(record["perplexity"]),
+            interval(record["perplexity"]),
             f"{value:+.1%}\n{low:+.1%} to {high:+.1%}",
             number(record["mean_kl"]),
             percent(record["top1_agreement"]),
@@ -118,7 +120,8 @@ def _cost(records: Sequence[Mapping[str, Any]]) -> Table:
     return grid
 
 
-def _interval(found: Sequence[float]) -> str:
+def interval(found: Sequence[float]) -> str:
+    """A value, and below it its bounds."""
     value, low, high = found
     return f"{number(value)}\n{number(low)} to {number(high)}"
 

@@ -92,6 +92,10 @@ class Source:
         generation = self.folder / "generation_config.json"
         if generation.exists() and not (folder / generation.name).exists():
             shutil.copyfile(generation, folder / generation.name)
+        self.copy_licences(folder)
+
+    def copy_licences(self, folder: Path) -> None:
+        """Puts its licence texts there."""
         for path in licence_files(self.folder):
             shutil.copyfile(path, folder / path.name)
 

@@ -115,7 +115,10 @@ class Trial:
             "rows": self.rows_of,
             "prompts": [row.prompt_text for row in self.rows[: self.wanted.proof.answers]],
             "calibration": self.read.facts if calibrated and self.read is not None else None,
-            "libraries": {key: value for key, value in library_versions().items() if key in ("torch", "transformers")},
+            "seed": self.wanted.seed,
+            "device": _device(),
+            "threads": _threads(),
+            "libraries": library_versions(),
         }
 
     def _read_rows(self, *, calibrated: bool) -> None:
@@ -167,6 +170,12 @@ def _threads() -> int:
     import torch
 
     return torch.get_num_threads()
+
+
+def _device() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def _shown(path: str) -> str:

@@ -11,11 +11,10 @@ from rich.text import Text
 
 from tunekit.compress.prune.job import RECORD
 from tunekit.compress.prune.zeros import share
+from tunekit.compress.show import interval, size
 from tunekit.compress.task_words import tasks_grid
 from tunekit.runs.summary import pairs, slim_table
 from tunekit.runs.wording import number, percent
-
-MIB = 1 << 20
 
 
 def went(record: Mapping[str, Any]) -> str:
@@ -34,15 +33,13 @@ def console(record: Mapping[str, Any], folder: Path) -> RenderableType:
     """A line for the source, the pruned model, and the healed one; then what went, and where everything lies."""
     grid = slim_table()
     grid.add_column("", no_wrap=True)
-    for name in ("size", "perplexity", "rises by", "mean KL", "top-1 same", "answers same"):
-        grid.add_column(name, justify="right")
-    grid.add_row(
-        "source", f"{record['source_size'] / MIB:,.1f} MiB", _interval(record["source_perplexity"]), *["–"] * 4
-    )
-    size, answers = f"{record['size'] / MIB:,.1f} MiB", len(record["texts"])
+    for name in ("size", "perplexity", "rises by", "mean KL", "top-1", "answers"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    grid.add_row("source", size(record["source_size"]), interval(record["source_perplexity"]), *["–"] * 4)
+    answers = len(record["texts"])
     if "healing" in record:
-        _add(grid, "pruned", size, record["healing"]["before"], answers)
-    _add(grid, "healed" if "healing" in record else "pruned", size, record, answers)
+        _add(grid, "pruned", size(record["size"]), record["healing"]["before"], answers)
+    _add(grid, "healed" if "healing" in record else "pruned", size(record["size"]), record, answers)
     words = f"{went(record)}; on {record['rows_measured']} rows ({record['rows']}), {record['positions']:,} positions"
     asked = tasks_grid([("healed" if "healing" in record else "pruned", record)])
     load = f"AutoModelForCausalLM.from_pretrained({str(folder)!r})"
@@ -50,13 +47,8 @@ def console(record: Mapping[str, Any], folder: Path) -> RenderableType:
     return Group(grid, "", *asked, Text(words, style="dim"), "", facts)
 
 
-def _add(grid: Any, name: str, size: str, found: Mapping[str, Any], answers: int) -> None:
+def _add(grid: Any, name: str, takes: str, found: Mapping[str, Any], answers: int) -> None:
     value, low, high = found["increase"]
     rise = f"{value:+.1%}\n{low:+.1%} to {high:+.1%}"
-    grid.add_row(name, size, _interval(found["perplexity"]), rise, number(found["mean_kl"]),
+    grid.add_row(name, takes, interval(found["perplexity"]), rise, number(found["mean_kl"]),
                  percent(found["top1_agreement"]), f"{found['same_texts']} of {answers}")  # fmt: skip
-
-
-def _interval(found: Any) -> str:
-    value, low, high = found
-    return f"{number(value)}\n{number(low)} to {number(high)}"

@@ -34,9 +34,16 @@ def default_name(config: Config) -> str:
 
 
 def _place(config: Config, folder: Path) -> Path | ModelBlock:
-    """The folder that is named; what has the form of a Hub id, and no folder before its slash, is one."""
+    """The folder that is named; what has the form of a Hub id, and no folder before its slash, is one.
+
+    ``runs/...`` is where runs lie, whether that folder is there or not.
+    """
     first, slash, _ = config.model.partition("/")
-    if slash and not any((at / config.model).exists() or (at / first).is_dir() for at in (folder, Path())):
+    if (
+        slash
+        and first != "runs"
+        and not any((at / config.model).exists() or (at / first).is_dir() for at in (folder, Path()))
+    ):
         with suppress(UserError):
             if resolve_name(config.model).kind == "hub":
                 return ModelBlock(name=config.model, revision=config.revision)
