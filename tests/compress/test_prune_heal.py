@@ -91,6 +91,16 @@ def test_a_training_that_fails_leaves_nothing(model, rows, recipe, tmp_path, her
     assert sorted(path.name for path in tmp_path.iterdir()) == ["heal.yaml", "model"]
 
 
+def test_rows_that_the_healing_trains_on_prove_nothing(model, rows, recipe, tmp_path, here):
+    calib = rows.with_name("other.jsonl")
+    calib.write_text("".join(json.dumps(row) + "\n" for row in world.rows("instructions", "held_out", 12)))
+    words = ("--way", "depth", "--layers", "1", "--calib", calib, "--data", rows, "--output", tmp_path / "small")
+    done = run(model, *words, "--heal", recipe())
+    told = " ".join(done.output.split())
+    assert done.exit_code == 3 and "6 of the 6 rows that it would be proven on are rows that the healing trains" in told
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["heal.yaml", "model"]
+
+
 @pytest.mark.slow
 def test_a_quarter_of_the_depth_healed_has_most_of_the_score_again(tmp_path):
     """The quickstart's model without one of its four layers: exact match on held-out questions of the demo world."""

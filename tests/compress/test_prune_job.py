@@ -228,3 +228,9 @@ def test_a_folder_that_is_there_is_not_written_over(model, tmp_path):
     (tmp_path / "small" / "mine.txt").write_text("mine")
     done = run(model, "--way", "magnitude", "--sparsity", "0.5", "--output", tmp_path / "small")
     assert done.exit_code == 2 and "exists already" in done.output and (tmp_path / "small" / "mine.txt").exists()
+
+
+def test_text_that_nobody_would_look_at_is_refused(model, rows, tmp_path):
+    words = ("--way", "magnitude", "--sparsity", "0.5", "--calib", rows, "--output", tmp_path / "x")
+    done = run(model, *words)
+    assert done.exit_code == 2 and "no text is looked at by 'magnitude'" in " ".join(done.output.split()), done.output

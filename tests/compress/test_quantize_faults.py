@@ -327,3 +327,8 @@ def test_an_artefact_lies_beside_its_model(model, wanted, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path / "w")
     found = named_after(model, "small")
     assert found == (tmp_path / wanted if model == "." else Path(wanted))
+
+
+def test_text_that_nobody_would_look_at_is_refused(model, tmp_path):
+    done = run(model, "--to", "bfloat16,float16", "--calib", "rows.jsonl", "--output", tmp_path / "small")
+    assert done.exit_code == 2 and "no text is looked at for bfloat16, float16" in told(done), done.output

@@ -66,13 +66,17 @@ class Job:
             UserError, MachineError: something about the model or a kind is wrong before anything is made.
             DataError: the rows cannot be used.
         """
+        calibrated = any(block.kind in _plugin(block).CALIBRATED for block in self.wanted.to)
+        if self.wanted.calibration.data and not calibrated:
+            names = ", ".join(block.kind for block in self.wanted.to)
+            raise UserError(f"no text is looked at for {names}", where="--calib", fix="leave it out")
         raise_all(MachineError, list(self._lacking()))
         with opened(self.wanted.model, self.wanted.revision, self.screen) as source, ExitStack() as stack:
             raise_all(UserError, list(self._problems(source)))
             raise_all(MachineError, list(sizes.faulty(source.folder)))
             kept = Path(stack.enter_context(TemporaryDirectory(prefix="tunekit-proof-")))
             trial = Trial(self.wanted, self.base, source, kept, self.screen)
-            trial.begin(calibrated=any(block.kind in _plugin(block).CALIBRATED for block in self.wanted.to))
+            trial.begin(calibrated=calibrated)
             return [self._made(block, trial) for block in self.wanted.to]
 
     def _lacking(self) -> Iterator[Problem]:

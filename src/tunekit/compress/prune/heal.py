@@ -15,6 +15,7 @@ from tunekit.compress.merge import Request, merge
 from tunekit.compress.source import headers
 from tunekit.core.errors import DataError, UserError
 from tunekit.core.progress import Screen, Silent
+from tunekit.model.names import TINY
 from tunekit.model.quiet import hushed
 from tunekit.model.restore import ADAPTER_CONFIG
 from tunekit.plan.hardware import probe
@@ -46,8 +47,16 @@ class Healing:
 
     path: Path
 
+    def read(self) -> None:
+        """Reads the recipe, whatever model it will be given.
+
+        Raises:
+            UserError: all that is wrong with it.
+        """
+        self._recipe(TINY, None)
+
     def look(self, model: Path) -> None:
-        """Reads the recipe, and looks whether what it names is there, before anything is pruned.
+        """Looks whether what it names is there, before anything is pruned.
 
         Raises:
             TunekitError: it cannot be trained by.

@@ -67,6 +67,10 @@ class Job:
         if self.healing is not None and not way.TRAINABLE:
             raise UserError(f"training would fill the zeros of '{self.wanted.way}' again", where="--heal",
                             fix="heal what `--way channels` or `--way depth` leaves")  # fmt: skip
+        if self.wanted.calibration.data and not way.CALIBRATED:
+            raise UserError(f"no text is looked at by '{self.wanted.way}'", where="--calib", fix="leave it out")
+        if self.healing is not None:
+            self.healing.read()
         with opened(self.wanted.model, self.wanted.revision, self.screen) as source, ExitStack() as stack:
             raise_all(UserError, way.problems(config, layers.find_decoder(layers.skeleton(source.folder))))
             raise_all(MachineError, list(sizes.faulty(source.folder)))
