@@ -119,6 +119,7 @@ print(count)
 """
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_where_it_was(folders, questions, tmp_path):
     """No row is computed twice, and the result is that of an evaluation that was never cut off."""
     import os
@@ -145,6 +146,7 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(folders, questions, tmp_pa
     ]
 
 
+@pytest.mark.slow
 def test_drawn_answers_are_the_mean_of_the_seeds(job, questions):
     task = {"kind": "generation", "max_new_tokens": 8, "temperature": 1.0, "metrics": ["rouge1"]}
     given = {"data": [{"path": str(questions)}], "tasks": [task], "baseline": None, **QUIET}

@@ -135,6 +135,7 @@ for style in styles:
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_loads_what_was_saved(tmp_path):
     """PEFT alone does not know the kind, and names it; with the kind registered, the logits are the same bits."""
     import torch

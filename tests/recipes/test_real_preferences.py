@@ -33,8 +33,8 @@ PROMPTS = {
     "cmath": ("math/cmath_dev.jsonl", "numeric_answer"),
 }
 METHODS_OF_PAIRS = ("dpo", "simpo", "orpo", "cpo", "reward")
-AT_ONCE = {("dpo", "hh"), ("simpo", "zh"), ("reward", "en"), ("kto", "taskmaster"), ("grpo", "cmath"), ("ppo", "gsm8k")}
-"""Those of the quick suite: each file once, each kind of method once."""
+AT_ONCE = {("dpo", "hh"), ("simpo", "zh"), ("kto", "taskmaster"), ("ppo", "gsm8k")}
+"""Those of the quick suite."""
 
 
 def cases(methods, files):

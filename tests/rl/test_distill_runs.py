@@ -82,7 +82,7 @@ ONPOLICY = {
 }
 
 
-@pytest.mark.parametrize("name", ONPOLICY)
+@pytest.mark.parametrize("name", ["all", pytest.param("half", marks=pytest.mark.slow)])
 def test_on_policy_lowers_the_divergence(name, plan_of, run_plan, logged):
     """On the student's own greedy answers where the data has none to look at, on the data's where it has."""
     block = {"teacher": "builtin:tiny", "mode": "onpolicy", "max_new_tokens": 8, **ONPOLICY[name]}
@@ -390,7 +390,7 @@ def slow(*names):
     return [pytest.param(name, marks=[pytest.mark.slow]) for name in names]
 
 
-@pytest.mark.parametrize("name", ["mixed", *slow("offline", "onpolicy", "sequence")])
+@pytest.mark.parametrize("name", slow("mixed", "offline", "onpolicy", "sequence"))
 def test_stopped_and_gone_on_with_is_as_if_never_stopped(name, plan_of, run_plan, ask_at):
     from tunekit.core.progress import Silent
     from tunekit.train.pipeline import Job, run
@@ -409,7 +409,7 @@ def test_stopped_and_gone_on_with_is_as_if_never_stopped(name, plan_of, run_plan
     assert [sha256_file(path) for path in files[0]] == [sha256_file(path) for path in files[1]]
 
 
-@pytest.mark.parametrize("step", [0, 2])
+@pytest.mark.parametrize("step", [2, pytest.param(0, marks=pytest.mark.slow)])
 def test_stopped_among_the_students_answers_it_ends_at_once_and_goes_on(step, plan_of, run_plan, ask_in):
     """After the second of a step's four; the run that goes on draws them all."""
     from tunekit.core.progress import Silent

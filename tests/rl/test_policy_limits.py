@@ -74,6 +74,7 @@ def test_passes_end_when_the_policy_has_gone_too_far(made):
     assert rest[1]["loss"] == lines[1]["loss"] and all(line["approx_kl"] < 100 for line in rest)
 
 
+@pytest.mark.slow
 def test_an_entropy_bonus_moves_entropy_up(made):
     found = {}
     for coefficient in (0.0, 1.0):
@@ -86,6 +87,7 @@ def test_an_entropy_bonus_moves_entropy_up(made):
     assert found[0.0][-1] == pytest.approx(found[0.0][4 - 1], abs=0.5)
 
 
+@pytest.mark.slow
 def test_an_answer_without_an_end_is_punished(made):
     plain, _ = made("grpo", train__max_steps=1)
     lines, folder = made("grpo", block={"missing_end_penalty": 3.0}, train__max_steps=1)

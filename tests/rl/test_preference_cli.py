@@ -128,6 +128,7 @@ def test_a_margin_that_is_no_number_loses_its_row(run, tmp_path):
     assert many.exit_code == 3 and "NaN is not a JSON value" in many.output
 
 
+@pytest.mark.slow
 def test_margins_that_reward_is_told_to_leave_are_left(run, tmp_path):
     losses = {}
     for margins in ("true", "false"):

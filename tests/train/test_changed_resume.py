@@ -143,6 +143,7 @@ def test_other_allowed_optimizer_values_are_in_the_optimizer(begun, changed, ses
     assert all(group["betas"] == (0.9, 0.9) for group in groups)
 
 
+@pytest.mark.slow
 def test_an_allowed_seed_gives_other_batches(begun, changed, go_on):
     plan = changed(begun(), train__seed=7)
     go_on(plan, "train.seed")
@@ -163,6 +164,7 @@ def test_harmless_keys_need_no_word_and_hold(begun, changed, go_on):
     assert names == ["step-000002", "step-000003", "step-000004", "step-000005", "step-000006"]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone_and_can_be_made_longer(plan_of, run_plan, changed, go_on):
     plan = plan_of(**BEGUN)
     run_plan(plan)

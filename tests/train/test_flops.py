@@ -262,6 +262,7 @@ def test_a_run_tells_its_shares_and_mfu(plan_of, run_plan, logged, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_counts_go_on_from_a_checkpoint(plan_of, run_plan, logged):
     """The first line after it covers the steps before it too; the record counts them all."""
     from tunekit.core.progress import Silent
