@@ -1,8 +1,7 @@
 """What smaller models cost and save: every kind that can be made here, GPTQ beside rounding, Wanda beside magnitude.
 
     python benchmarks/compression.py [--parts kinds,rounding,sparsity,healing] [--model builtin:tiny] [--to nf4,q8_0]
-        [--data FILE] [--calib FILE] [--rows 128] [--answers 8] [--new-tokens 32] [--group 64] [--threads 1]
-        [--keep DIR]
+        [--data FILE] [--calib FILE] [--rows 128] [--answers 8] [--new-tokens 32] [--group 64] [--keep DIR] ...
 
 - kinds: `tunekit quantize` of the model to each kind; size on the disk beside the arithmetic, quality, time, memory.
 - rounding: gptq4 and rtn4 with the same groups, and the change of perplexity from the one to the other, row by row.
@@ -11,8 +10,7 @@
 
 `--model 100m` is a Llama of random weights (hidden size 768, 12 layers, vocabulary 32,000, bfloat16): its quality says
 nothing, and is left out. Without `--data` and `--calib` the rows are those of the run that made the model, or, for
-other models, the embedded model's text. Each model is made and measured in processes of its own, one after the other;
-other work on the machine changes times and speeds, so compare them within a table only.
+other models, the embedded model's text. Other work on the machine changes times: compare them within a table only.
 """
 
 from __future__ import annotations
@@ -84,7 +82,10 @@ def rows_of(options: argparse.Namespace) -> dict[str, Any]:
 def quantized(options: argparse.Namespace, model: str, to: Sequence[Any], target: Path) -> list[dict[str, Any]]:
     """What came of each kind: ``kind``, ``record`` or ``refused``, ``folder``."""
     recipe = target.with_suffix(".yaml")
-    recipe.write_text(json.dumps({"model": model, "to": list(to)} | rows_of(options)), encoding="utf-8")
+    rows, names = rows_of(options), {block if isinstance(block, str) else block["kind"] for block in to}
+    read = {one["kind"] for one in tunekit(options, "quantize", "--list")["kinds"] if one["calibrated"]}
+    rows = rows if names & read else {"proof": rows["proof"]}
+    recipe.write_text(json.dumps({"model": model, "to": list(to)} | rows), encoding="utf-8")
     found = tunekit(options, "quantize", str(recipe), "-o", str(target))
     if "failed" in found:
         raise SystemExit(found["failed"])
