@@ -324,3 +324,21 @@ def test_nothing_heavy_is_imported():
     code = "import sys, tunekit.plan.changes as c; c.judge([], ['x']); print({'torch', 'numpy'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_a_default_of_a_plan_that_is_read_again_was_not_asked_for(tmp_path):
+    """Else a run folder's preview would refuse options that nobody set."""
+    import json
+
+    from tunekit.plan.hardware import probe
+    from tunekit.plan.plan import Plan
+    from tunekit.plan.resolve import resolve
+    from tunekit.recipe.document import parse
+    from tunekit.recipe.load import check
+
+    value = {"method": "grpo", "model": {"name": "builtin:tiny"}, "data": {"train": [{"path": "builtin:instructions"}]}}
+    value["grpo"] = {"reward": [{"kind": "length", "max": 4}], "generations": 2}
+    plan = resolve(check(parse(json.dumps(value), "r.yaml")), tmp_path / "r.yaml", probe(), str(tmp_path / "run"))
+    again = Plan.model_validate_json(plan.model_dump_json())
+    assert again == plan and again.hash == plan.hash
+    assert again.recipe.options.model_fields_set == {"reward", "generations"}

@@ -127,6 +127,8 @@ with torch.no_grad():
 def test_a_saved_reward_model_scores_as_the_trainer(adapter, preference_plan, run_plan, session_of, monkeypatch):
     """In transformers, in a fresh process, and in `RewardModel`; its files are those of its manifest."""
     from tunekit.core.errors import MachineError
+    from tunekit.evaluate.mode import plain_model
+    from tunekit.evaluate.scorer import last_scores
     from tunekit.model.names import TINY
     from tunekit.rl import reward_model
     from tunekit.rl.scores import ScoreTrainer
@@ -151,7 +153,7 @@ def test_a_saved_reward_model_scores_as_the_trainer(adapter, preference_plan, ru
     assert json.loads(done.stdout) == pytest.approx(kept[-1], rel=1e-5, abs=1e-5)
     assert max(abs(a - b) for a, b in zip(*kept, strict=True)) > 1e-3, "it has learnt something"
     loaded = reward_model.RewardModel.load(Path(plan.run_dir))
-    ours = reward_model._scored(reward_model._core(loaded.model), texts, loaded.model.device)
+    ours = last_scores(plain_model(loaded.model), texts)
     assert ours == pytest.approx(kept[-1], rel=1e-5, abs=1e-5)
     margins = [chosen - rejected for chosen, rejected in zip(kept[-1][::2], kept[-1][1::2], strict=True)]
     tasks = evaluation_of(plan)

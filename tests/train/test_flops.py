@@ -208,7 +208,7 @@ def test_a_short_run_on_a_cpu_does_not_measure(monkeypatch):
     from tunekit.train import flops
 
     ranks = SimpleNamespace(wait=lambda: None, sum=lambda values: [3 * values[0]])
-    plan, cpu = SimpleNamespace(precision="bf16"), torch.device("cpu")
+    plan, cpu = SimpleNamespace(arithmetic="bfloat16"), torch.device("cpu")
     asked = []
     monkeypatch.setattr(flops, "matmul_rate", lambda device, dtype: asked.append((device, dtype)) or 2e9)
     assert flops.measured_rate(plan, ranks, cpu, 19) is None and not asked

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 import tunekit
 from tunekit.core.errors import UserError, first_line
@@ -71,6 +71,17 @@ class Plan(Block):
     @property
     def _goes_on(self) -> bool:
         return material_of(self.method) != "texts"
+
+    @model_validator(mode="after")
+    def _asked_for(self, info: ValidationInfo) -> Plan:
+        """A plan says every default of its method; one that is read again does not count as asked for."""
+        if info.mode == "json":
+            options = self.recipe.options
+            fields = type(options).model_fields
+            options.model_fields_set.difference_update(
+                name for name, field in fields.items() if getattr(options, name) == field.default
+            )
+        return self
 
     @property
     def hash(self) -> str:
