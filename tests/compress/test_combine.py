@@ -50,7 +50,8 @@ def test_it_is_what_peft_makes(method, pair, base_of, logits):
     with combined(find(pair[0]), combination) as made:
         ours = logits(PeftModel.from_pretrained(base_model(base_of()), made.folder))
         again = find(made.folder)
-    assert torch.equal(ours, wanted)
+    # singular values are summed in another order where the file's numbers lie in memory otherwise
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-4 if method.endswith("svd") else 0)
     assert again.base_facts == find(pair[0]).base_facts
     assert not made.folder.exists()
 

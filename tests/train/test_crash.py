@@ -362,7 +362,7 @@ def test_the_second_interrupt_ends_at_once_inside_a_long_step(case_of):
     case = case_of("full")
     end = case.begin(hooks={"ask_twice": {"step": 3}})
     assert end.code == -signal.SIGINT and end.seconds < 60  # the step would take 1,000 s
-    survived(case, (2,))
+    survived(case, (0, 2))  # the checkpoint of step 2 is put in place beside step 3, and on a busy machine not by then
 
 
 def test_real_processes_end_with_the_codes_of_the_signals(case_of):

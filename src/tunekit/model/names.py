@@ -54,7 +54,7 @@ def resolve_name(text: str, where: Literal["model.name", "model.tokenizer"] = "m
         what, files = _HOLDS[where]
         if not any((path / file).is_file() for file in files):
             if (path / "adapter_config.json").is_file():
-                fix = "name the base model that it was trained on"
+                fix = f"merge it first (tunekit merge {text}), or name its base and `adapter: {{start: {text}}}`"
                 raise UserError(f"'{text}' holds an adapter, not a whole model", where=where, fix=fix)
             raise UserError(
                 f"'{text}' holds no {what} (no {files[0]})", where=where, fix="name a folder saved by transformers"
