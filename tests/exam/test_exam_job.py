@@ -309,6 +309,21 @@ def test_bad_input_is_refused_before_a_model_is_loaded(job, questions, tmp_path,
             job(**given).run()
 
 
+def test_names_that_nothing_stands_for_are_refused_before_rows_are_read(job, monkeypatch, tmp_path):
+    """Metrics and files, all of them together; nothing was read or loaded by then."""
+    from tunekit.exam.session import Reader
+
+    monkeypatch.setattr(Reader, "items", lambda *_: pytest.fail("rows were read"))
+    metrics = ["exact_mach", {"bleu": {"tokenise": "zh"}}, "ece", "hub:some/metric"]
+    tasks = [{"kind": "generation", "metrics": metrics, "data": [{"path": str(tmp_path / "none.jsonl")}]}]
+    with pytest.raises(UserError) as refused:
+        job(tasks=tasks).run()
+    told = [problem.what for problem in refused.value.problems]
+    assert told[0] == "unknown metric 'exact_mach'" and told[1] == "metric 'bleu' has no option 'tokenise'"
+    assert "ece' needs the probability" in told[2] and "hub:some/metric' runs Python code" in told[3]
+    assert "none.jsonl" in told[4] and len(told) == 5
+
+
 @pytest.mark.parametrize(
     ("value", "what"),
     [

@@ -103,3 +103,16 @@ def test_tokenizer_hash_changes_with_the_tokenizer():
     assert before == tokenizer_hash(load_tokenizer(ModelBlock(name="builtin:tiny")))
     tokenizer.add_tokens(["brandnew"])
     assert tokenizer_hash(tokenizer) != before
+
+
+def test_a_hub_id_that_begins_as_a_folder_here_does_names_its_neighbours(tmp_path, monkeypatch):
+    """`runs/nam` may be meant as a folder, and is a possible Hub id."""
+    from tunekit.core.errors import MachineError
+    from tunekit.model.tokenizer import hub_errors
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "name").mkdir(parents=True)
+    for text, fix in (("runs/nam", "did you mean 'runs/name'?"), ("org/nam", "check the id, the network")):
+        with pytest.raises(MachineError) as refused, hub_errors(resolve_name(text)):
+            raise OSError("no connection")
+        assert fix in refused.value.problems[0].fix

@@ -86,6 +86,7 @@ class Job:
         baseline = models.baseline_of(tuned, exam.baseline, served=served)
         tuned, baseline = gguf.with_words(tuned, baseline, exam.engine)
         tasks = tasks_of(exam, tuned.run, scores=tuned.scores)
+        session.check_named(tasks, self.base)
         sides = [(one.name, one.scores) for one in (tuned, baseline) if one is not None]
         kinds = [(task.label, task.module.READS) for task in tasks]
         pairs.check_heads(kinds, sides[0], sides[1] if baseline else None)

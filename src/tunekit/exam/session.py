@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from tunekit.core.errors import DataError, TunekitError, UserError, raise_all
 from tunekit.core.progress import Screen
 from tunekit.core.registry import METRICS
+from tunekit.data import sources
+from tunekit.data.readers import builtin
 from tunekit.evaluate import scoring
 from tunekit.evaluate.contract import Engine, TaskResult
-from tunekit.evaluate.measured import wished
+from tunekit.evaluate.measured import Wish, wished
 from tunekit.evaluate.pairs import PairItem
 from tunekit.evaluate.run import rows_of
 from tunekit.exam import pairs, rows
@@ -21,6 +23,7 @@ from tunekit.exam.tasks import Task
 from tunekit.model import restore
 from tunekit.model.artefact import template_hash
 from tunekit.model.tokenizer import tokenizer_hash
+from tunekit.recipe.schema import SourceBlock
 from tunekit.runs.layout import RunFolder
 
 EVEN = 0.5
@@ -129,25 +132,59 @@ def check(tasks: Sequence[Task], items: Sequence[Sequence[Any]]) -> None:
             errors.append(DataError("the evaluation set is empty", where=task.label, fix="check its data"))
             continue
         try:
-            _check_metrics(task)
             if hasattr(task.module, "check"):
                 task.module.check(found, task.config)
         except TunekitError as error:
             errors.append(error)
-    if errors:
-        kind = type(min(errors, key=lambda error: error.exit_code))
-        raise_all(kind, [problem for error in errors for problem in error.problems])
+    _raise_together(errors)
 
 
-def _check_metrics(task: Task) -> None:
-    """Refuses a metric that needs an answer's probability where answers are written, not chosen.
+def check_named(tasks: Sequence[Task], base: Path) -> None:
+    """Finds metrics, their options and files that there are not, before anything is read; all of it at once.
+
+    Args:
+        tasks: of the recipe.
+        base: folder where relative paths start.
 
     Raises:
-        UserError: the metric is named.
+        TunekitError: of the kind of the first fault, with all of them.
     """
-    for name, given in wished(getattr(task.config, "metrics", ()) if _answers(task) else ()):
-        if getattr(METRICS.load(name), "NEEDS_PROBABILITY", False):
-            scoring.score(name, given, (), ())
+    errors: list[TunekitError] = []
+    for task in tasks:
+        wishes = wished(task.config.metrics) if _takes_any_metric(task) else []
+        looks = [partial(_check_metric, task, *wish) for wish in wishes]
+        looks += [partial(_check_there, source, base) for source in task.sources or ()]
+        for look in looks:
+            try:
+                look()
+            except TunekitError as error:
+                errors.append(error)
+    _raise_together(errors)
+
+
+def _takes_any_metric(task: Task) -> bool:
+    field = type(task.config).model_fields.get("metrics")
+    return field is not None and field.annotation == tuple[Wish, ...]
+
+
+def _check_metric(task: Task, name: str, options: Mapping[str, Any]) -> None:
+    """Refuses one that cannot be computed; one that needs an answer's probability where answers are written, too."""
+    scoring.check(name, options, ())
+    if _answers(task) and getattr(METRICS.load(name), "NEEDS_PROBABILITY", False):
+        scoring.score(name, options, (), ())
+
+
+def _check_there(source: SourceBlock, base: Path) -> None:
+    """Refuses files that there are not; what they hold is not looked at, nor is the Hub."""
+    if not source.path.startswith(builtin.PREFIX) and not sources.is_hub(source, base):
+        sources.input_files(source, base)
+
+
+def _raise_together(errors: Sequence[TunekitError]) -> None:
+    if errors:
+        kind = type(min(errors, key=lambda error: error.exit_code))
+        problems = dict.fromkeys(problem for error in errors for problem in error.problems)
+        raise_all(kind, list(problems))
 
 
 def run(

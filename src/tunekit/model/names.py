@@ -37,6 +37,9 @@ class ModelName:
     shape: dict[str, str] = field(default_factory=dict)
 
 
+_HUB_FIX = "a Hub id looks like org/name"
+
+
 def resolve_name(text: str, where: Literal["model.name", "model.tokenizer"] = "model.name") -> ModelName:
     """Reads a model name.
 
@@ -63,11 +66,15 @@ def resolve_name(text: str, where: Literal["model.name", "model.tokenizer"] = "m
     if path.is_file():
         raise UserError(f"'{text}' is a file", where=where, fix="name the folder that holds config.json")
     if text.startswith((".", "/", "~")) or text.count("/") > 1 or not _HUB_ID.match(text):
-        folder = path.parent if path.parent.is_dir() else Path()
-        close = nearest(path.name, [p.name for p in folder.iterdir() if p.is_dir()])
-        hint = f"did you mean '{folder / close}'?" if close else "a Hub id looks like org/name"
-        raise UserError(f"there is no model folder '{text}'", where=where, fix=hint)
+        raise UserError(f"there is no model folder '{text}'", where=where, fix=near(path) or _HUB_FIX)
     return ModelName(text, "hub", text)
+
+
+def near(path: Path) -> str:
+    """Words that name the folder beside a path whose name is nearest to it; empty where there is none."""
+    folder = path.parent if path.parent.is_dir() else Path()
+    close = nearest(path.name, [p.name for p in folder.iterdir() if p.is_dir()])
+    return f"did you mean '{folder / close}'?" if close else ""
 
 
 def _builtin(text: str) -> ModelName:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunekit.core.errors import MachineError, UserError, first_line
-from tunekit.model.names import ModelName, resolve_name
+from tunekit.model.names import ModelName, near, resolve_name
 from tunekit.recipe.schema import ModelBlock
 
 if TYPE_CHECKING:
@@ -23,11 +24,12 @@ def hub_errors(name: ModelName) -> Iterator[None]:
     except OSError as error:
         first = first_line(error)
         if name.kind == "hub":
-            raise MachineError(
-                f"'{name.text}' cannot be loaded from the Hub: {first}",
-                where="model.name",
-                fix="check the id, the network, and `hf auth login` for gated models; or name a local folder",
-            ) from error
+            fix = "check the id, the network, and `hf auth login` for gated models; or name a local folder"
+            place = Path(name.text)
+            if place.parent.is_dir() and place.parent != Path():
+                fix = f"if a folder is meant, '{place.parent}' has none of that name; {near(place) or fix}"
+            what = f"'{name.text}' cannot be loaded from the Hub: {first}"
+            raise MachineError(what, where="model.name", fix=fix) from error
         raise UserError(
             f"the model folder cannot be read: {first}", where=name.text, fix="save it again with save_pretrained"
         ) from error
