@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -13,3 +14,10 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the real data is not on this machine: {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="module", autouse=True)
+def old_objects_are_not_looked_at():
+    """What earlier files imported stays: a run looks for garbage three times, and among millions of objects each time."""
+    gc.collect()
+    gc.freeze()
