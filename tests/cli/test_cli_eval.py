@@ -80,6 +80,7 @@ def test_an_evaluation_is_shown_and_compared(run):
     assert damaged.exit_code == 2 and "damaged results" in damaged.output
 
 
+@pytest.mark.slow
 def test_events_are_json_also_where_a_number_is_not_one(run):
     """One row tells nothing of how sure a number is: its interval is nan, which JSON does not know."""
     done = run(*TINY, "--data", "rows.jsonl", "--limit", "1", "--baseline", "builtin:tiny", "--json")

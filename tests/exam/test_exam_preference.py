@@ -252,6 +252,7 @@ def test_a_run_is_measured_as_by_itself(train, job, tmp_path):
     assert margins_in(tmp_path / "evaluation") == pytest.approx(wanted, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_held_out_pairs_of_a_run_that_writes_are_compared_by_likelihood(train, job):
     folder = train("dpo")
     own = {task["metric"]: task for task in json.loads((folder / "record.json").read_text())["evaluation"]["tasks"]}

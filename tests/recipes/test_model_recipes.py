@@ -31,7 +31,13 @@ def rows(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", NAMES)
+AT_ONCE = [name for name in NAMES if name.endswith("-lora") or name == "llama3-full"]
+"""Those of the quick suite."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in AT_ONCE else pytest.mark.slow) for name in NAMES]
+)
 def test_it_trains_a_model_of_its_architecture(name, rows, run_recipe):
     family, kind = name.split("-")
     plan, record = run_recipe(

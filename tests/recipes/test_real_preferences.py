@@ -33,7 +33,7 @@ PROMPTS = {
     "cmath": ("math/cmath_dev.jsonl", "numeric_answer"),
 }
 METHODS_OF_PAIRS = ("dpo", "simpo", "orpo", "cpo", "reward")
-AT_ONCE = {("dpo", "hh"), ("simpo", "zh"), ("kto", "taskmaster"), ("ppo", "gsm8k")}
+AT_ONCE = {("dpo", "hh"), ("kto", "taskmaster")}
 """Those of the quick suite."""
 
 

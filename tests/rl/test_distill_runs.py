@@ -344,6 +344,7 @@ def test_texts_without_a_prompt_cannot_be_answered(plan_of, session_of, write_ro
         session_of(plan_of("distill", distill=block, data__train=[{"path": str(rows), "format": "text"}]))
 
 
+@pytest.mark.slow
 def test_a_run_is_a_teacher(plan_of, run_plan):
     """An adapter's run: the teacher is the base with the adapter, not the base."""
     import torch

@@ -80,7 +80,9 @@ LATE = {
 }
 
 
-@pytest.mark.parametrize("function", LATE)
+@pytest.mark.parametrize(
+    "function", [pytest.param(name, marks=pytest.mark.slow if name in ("is_short", "is_text") else ()) for name in LATE]
+)
 def test_a_reward_function_that_fails_in_the_middle_of_a_run(function, planned, run_plan, prompts):
     plan = planned(function, train__max_steps=6, train__save_every=1)
     with pytest.raises(UserError) as caught:
@@ -102,7 +104,7 @@ def test_a_reward_function_that_fails_in_the_middle_of_a_run(function, planned, 
 BEYOND = {"huge": ("1e+39", {}), "large": ("1e+38, times its weight -10,", {"weight": -10.0})}
 
 
-@pytest.mark.parametrize("function", BEYOND)
+@pytest.mark.parametrize("function", ["huge", pytest.param("large", marks=pytest.mark.slow)])
 def test_a_reward_that_no_float32_holds_is_refused_by_name_with_its_sample(function, planned, run_plan, prompts):
     """In the place of an infinite advantage; another reward beside it is not blamed."""
     value, more = BEYOND[function]
@@ -227,6 +229,7 @@ def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder(planned, p
     assert not [text for text in screen.said if "tunekit runs show" in text or "resume" in text]
 
 
+@pytest.mark.slow
 def test_a_prompt_that_is_too_long_is_dropped_and_told(planned, run_plan, prompts, write_rows):
     rows = [policies.question(number) for number in range(8)]
     rows[3]["question"] = "red " * 100

@@ -70,7 +70,8 @@ MICRO = {"dpo": (4, 1), "kto": (4, 2), "reward": (2, 1)}
 """On one rank and on two. KTO's reference point is a micro-batch's of all ranks."""
 
 
-@pytest.mark.parametrize("method", ["dpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("kto", "reward"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dpo", "kto", "reward"])
 def test_two_ranks_train_and_evaluate_as_one_process(method, tmp_path, preferences, write_rows, pair_of, verdict_of):
     """11 rows in batches of 4: the last of each epoch holds 3, so that a micro-batch of the second rank is empty."""
     from safetensors.torch import load_file

@@ -192,6 +192,7 @@ def test_other_rows_under_the_same_name_are_refused(begun, go_on, write_rows, ta
         path.write_bytes(kept)
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_must_not_go_on_is_left_as_it_is(
     plan_of, run_plan, changed, go_on, write_rows, talk_of, tmp_path
 ):

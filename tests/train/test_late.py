@@ -85,6 +85,7 @@ def test_nothing_is_written_of_a_step_before_it_is_known_how_it_went(late, spoil
     assert unequal(spoiled) == []
 
 
+@pytest.mark.slow
 def test_a_fault_in_the_last_step_is_found(late, spoiled, plan_of, run_plan):
     plan = plan_of(**SETTINGS | {"train__max_steps": FAULT_AT})
     with pytest.raises(DivergedError, match=f"the gradient norm of step {FAULT_AT} is nan"):

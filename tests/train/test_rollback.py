@@ -111,6 +111,7 @@ def test_without_a_checkpoint_it_goes_back_to_the_beginning(fault, plan_of, run_
     assert (back.to, back.skipped) == (0, (2, 3))
 
 
+@pytest.mark.slow
 def test_it_gives_up_after_three_times(fault, plan_of, run_plan):
     plan = plan_of(**BASE | {"train__max_steps": 20}, guards__on_divergence="rollback")
     fault("nan", 6, times=99)
@@ -156,6 +157,7 @@ def test_a_spike_is_warned_of_and_the_run_goes_on(fault, plan_of, run_plan, warn
     assert any("step 5" in text for text in warned)
 
 
+@pytest.mark.slow
 def test_a_spike_ends_the_run_when_the_recipe_says_stop(fault, plan_of, run_plan):
     plan = plan_of(**BASE, guards__on_divergence="stop")
     fault("spike", 5)
