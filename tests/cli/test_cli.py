@@ -424,6 +424,7 @@ def test_a_signal_to_the_process_is_exit_130(recipe):
                 break
             except OSError:
                 time.sleep(0.05)
+        time.sleep(0.5)  # a signal between opening and reading would be heeded only after the reading
         running.send_signal(signal.SIGINT)
         try:
             _, errors = running.communicate(timeout=30)
