@@ -385,4 +385,8 @@ def test_a_column_that_a_function_asks_for_and_the_row_lacks(blocks, answer, use
     rewarder = Rewarder(blocks("{function: 'mine.py:f'}"), tmp_path)
     with pytest.raises(UserError, match="asks for 'solution', which is no column of the row") as caught:
         rewarder.score([answer("x", solutions="7", where="a.jsonl:3")])
-    assert caught.value.problems[0].where == "a.jsonl:3" and caught.value.fix == "did you mean 'solutions'?"
+    assert caught.value.problems[0].where == "a.jsonl:3"
+    assert caught.value.fix == "did you mean 'solutions'? known: completions, prompts, solutions"
+    with pytest.raises(UserError, match="asks for 'solution'") as caught:
+        rewarder.score([answer("x", answer="7")])  # 'completions' is not meant
+    assert caught.value.fix == "known: answer, completions, prompts"

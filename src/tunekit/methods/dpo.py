@@ -50,7 +50,7 @@ class Config(Block):
         "initial",
         min_length=1,
         description="what the policy is held to: initial, itself as it begins; base, the model without its adapter; or "
-        "another model's Hub id or folder",
+        "another model: a Hub id, a run, or the folder of a model or adapter",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of pairs whose order is thought wrong")
     divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = Field(

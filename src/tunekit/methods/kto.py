@@ -47,7 +47,7 @@ class Config(Block):
         "initial",
         min_length=1,
         description="what the policy is held to: initial, itself as it begins; base, the model without its adapter; or "
-        "another model's Hub id or folder",
+        "another model: a Hub id, a run, or the folder of a model or adapter",
     )
 
 

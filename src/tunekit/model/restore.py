@@ -149,8 +149,15 @@ def load_tokenizer(found: Artefact) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base(found: Artefact, *, dtype: str = "auto", quantized: bool = False) -> PreTrainedModel:
+def load_base(
+    found: Artefact, *, dtype: str = "auto", quantized: bool = False, options: Mapping[str, Any] | None = None
+) -> PreTrainedModel:
     """The base of an adapter, with as many embedding rows as the adapter was trained with; or a whole model by name.
+
+    Args:
+        found: the artefact.
+        dtype, quantized: as for `restore`.
+        options: further arguments of `from_pretrained`, such as those of another quantization.
 
     Raises:
         UserError: it is not the base of the training.
@@ -166,7 +173,7 @@ def load_base(found: Artefact, *, dtype: str = "auto", quantized: bool = False) 
         model = fresh_base(found.base, seed=seed, dtype=made)
         model = model if dtype == "auto" else model.to(getattr(torch, dtype))
     else:
-        options = _quantization(found, dtype) if quantized else {}
+        options = {**(_quantization(found, dtype) if quantized else {}), **(options or {})}
         with hub_errors(name):
             model = _load(name.location, found.base.revision, dtype, **options)
     rows = (found.manifest or {}).get("rows") or (_saved_rows(found.folder, model) if found.adapter else None)

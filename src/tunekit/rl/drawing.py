@@ -19,6 +19,7 @@ from tunekit.rl.rewarding import Rewarder, Scored
 from tunekit.rl.rollouts import Drawn, Rollout, asked, group_of
 from tunekit.rl.stopping import unless_asked
 from tunekit.rl.tables import Table
+from tunekit.rl.values import left_out
 
 if TYPE_CHECKING:
     import torch
@@ -187,26 +188,23 @@ def _measure(trainer: PolicyTrainer, model: Any, found: Mapping[int, Rollout]) -
         part = rollouts[start : start + size]
         trainer.pulse("measuring answers")
         with evaluating(model):
-            old, values = _numbers(trainer, model, part)
+            old, table, hidden = _logps(trainer, model, part)
             _enter(part, "old", old)
+            values = trainer.values_of(model, hidden)
             if values is not None:
-                _enter(part, "values", values)
+                _enter(part, "values", table.rows(table.of_tokens(values)))
             if trainer.beta:
-                with as_reference(model, trainer.initial_values) as reference:
-                    _enter(part, "reference", _numbers(trainer, reference, part)[0])
+                with as_reference(model, trainer.initial_values) as reference, left_out(trainer):
+                    _enter(part, "reference", _logps(trainer, reference, part)[0])
 
 
-def _numbers(
-    trainer: PolicyTrainer, model: Any, part: Sequence[Rollout]
-) -> tuple[list[list[float]], list[list[float]] | None]:
-    """For each answer, its tokens' log-probabilities, and their values where there is a head for them."""
+def _logps(trainer: PolicyTrainer, model: Any, part: Sequence[Rollout]) -> tuple[list[list[float]], Table, Any]:
+    """For each answer, its tokens' log-probabilities; their table, and the states that values are read from."""
     with trainer.compute_loss_context_manager():
         inputs = trainer._prepare_inputs(trainer.data_collator([group_of(rollout) for rollout in part]))
         groups = trainer.groups_of(model, inputs)
-        table = Table.of(groups.owner, len(groups.logps))
-        values = trainer.values_of(model, groups.hidden)
-    logps = table.rows(table.of_tokens(groups.each))
-    return logps, None if values is None else table.rows(table.of_tokens(values))
+    table = Table.of(groups.owner, len(groups.logps))
+    return table.rows(table.of_tokens(groups.each)), table, groups.hidden
 
 
 def _enter(part: Sequence[Rollout], name: str, numbers: Sequence[list[float]]) -> None:

@@ -19,15 +19,22 @@ from tunekit.core.progress import Screen
 from tunekit.data import cache
 from tunekit.evaluate.mode import evaluating, plain_model, without_adapter
 from tunekit.model.fingerprint import weights_fingerprint
+from tunekit.model.kbit import is_quantized
 from tunekit.rl.other_reference import OWN, other_trainer
 
 if TYPE_CHECKING:
     from tunekit.rl.groups import GroupTrainer
 
-AGREES = 1e-6
-"""How far policy and reference may be apart before the first step, as a share of the log-probability."""
+AGREES = {"fp32": 1e-6, "bf16": 5e-3, "fp16": 1e-3}
+"""How far policy and reference may be apart before the first step, as a share of the log-probability: some kinds of
+adapter begin as their base but for rounding."""
 ROUNDING = {"fp32": 1e-4, "bf16": 3e-2, "fp16": 5e-3}
 """The same for values that were computed in other batches, in which sums are added up in another order."""
+OF_QUANTIZED = 0.1
+"""The same for quantized weights: some have an arithmetic of their own, and those of 8 bits round what they are given,
+by what else is in the batch."""
+_MADE = 2
+"""Of the way in which values are computed: another one's are not taken for them."""
 _VALUES, _SUMS = "values.npy", "sums.json"
 _AGAIN = "remove the folder {}: the reference is computed again"
 _NAMES = frozenset({"_name_or_path", "base_model_name_or_path", "revision", "inference_mode", "transformers_version"})
@@ -63,6 +70,7 @@ def _enter(trainer: GroupTrainer, known: GroupTrainer, kind: str, screen: Screen
         "weights": weights_fingerprint(model, frozen_only=False, whole=True),
         "model": _shape(model),
         "kind": kind,
+        "made": _MADE,
         "arithmetic": [known.plan.precision, known.padded_because, known.shares],
     }
     if known.tail_weight is not None:
@@ -172,6 +180,8 @@ def _check(trainer: GroupTrainer, known: GroupTrainer, kind: str, place: Path) -
     batch = trainer.data_collator([trainer.train_dataset[index] for index in range(size)])
     stored = batch.pop("reference_logps").tolist()
     model = known.accelerator.unwrap_model(known.model)
+    precision = trainer.plan.precision
+    apart = AGREES[precision], OF_QUANTIZED if is_quantized(model) else ROUNDING[precision]
     with evaluating(model):
         with _as_reference(model, kind) as asked:
             again = group_values(known, asked, batch)
@@ -179,25 +189,25 @@ def _check(trainer: GroupTrainer, known: GroupTrainer, kind: str, place: Path) -
     for row, values in enumerate(zip(policy, again, stored, strict=True)):
         where = trainer.where(int(batch["rows"][row, 0]))
         for one, other, before in zip(*values, strict=False):
-            _agree(one, other, before, ROUNDING[trainer.plan.precision], where, place)
+            _agree(one, other, before, apart, where, place)
 
 
-def _agree(policy: float, reference: float, kept: float, loose: float, where: str, place: Path) -> None:
-    """The log-probabilities of one answer; ``loose``: how far the kept one may be off, as a share."""
+def _agree(policy: float, reference: float, kept: float, apart: tuple[float, float], where: str, place: Path) -> None:
+    """The log-probabilities of one answer; ``apart``: how far the policy's and the kept one may be off, as shares."""
     if not isfinite(reference):
         raise UserError(
             f"the log-probability of an answer is {reference}",
             where=where,
             fix="the model's weights or this precision are at fault: try `train.precision: fp32`",
         )
-    if not abs(policy - reference) <= AGREES * max(1.0, abs(reference)):
+    if not abs(policy - reference) <= apart[0] * max(1.0, abs(reference)):
         raise UserError(
             f"the policy does not begin as its reference: the log-probability of an answer is {policy:.6f}, that of "
             f"the reference {reference:.6f}",
             where=where,
             fix="this adapter changes the model before it is trained: use `reference: initial`",
         )
-    if not abs(reference - kept) <= loose * max(1.0, abs(reference)):
+    if not abs(reference - kept) <= apart[1] * max(1.0, abs(reference)):
         raise MachineError(
             f"the kept reference is another model's or of other rows: {kept:.6f} in the place of {reference:.6f}, the "
             f"log-probability of the answer of {where}",

@@ -6,7 +6,8 @@ A linear head reads them from states: the policy's own, or those of a value mode
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -112,6 +113,18 @@ def add_model(trainer: Any, start: str | Path) -> None:
         with torch.no_grad():
             getattr(plain, _HEAD).weight.copy_(weight)
     trainer.head = ValueStates(head, backbone)
+
+
+@contextmanager
+def left_out(trainer: Any) -> Iterator[None]:
+    """Inside, a value model of its own is not run: a reference has no values."""
+    head = trainer.head
+    if isinstance(head, ValueStates):
+        trainer.head = head.head
+    try:
+        yield
+    finally:
+        trainer.head = head
 
 
 def _scoring(folder: Path, policy: Any, tokenizer: Any) -> tuple[Any, torch.Tensor]:

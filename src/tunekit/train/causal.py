@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,14 @@ class CausalTrainer(TunekitTrainer, Trainer):
             loss = loss + config.router_aux_loss_coef * share.outputs.aux_loss / steps
         return (loss, share.outputs) if return_outputs else loss
 
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[Any]:
+        """The run's arithmetic, also for a model that is not wrapped for training (yet): a reference, or values.
+
+        Trainer leaves it to the wrapper alone.
+        """
+        arithmetic: AbstractContextManager[Any] = self.accelerator.autocast()
+        return arithmetic
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's, with the means of what was counted since the last line."""
         if "loss" in logs:
@@ -161,7 +170,7 @@ def causal_trainer(
     stopping = plan.recipe.train.early_stopping
     callbacks = [EarlyStoppingCallback(stopping.patience, stopping.min_delta)] if stopping else []
     compiled = compiles(plan, step_flops(model).per_token * _tokens(plan, train))
-    collate = collator(tokenizer.pad_token_id, with_mask=_counts_by_mask(model))
+    collate = collator(tokenizer.pad_token_id, with_mask=counts_by_mask(model))
     trainer = kind(
         model=model,
         args=TrainingArguments(
@@ -173,12 +182,22 @@ def causal_trainer(
         data_collator=collate,
         callbacks=callbacks,
     )
+    look_at(trainer, plan)
+    return trainer
+
+
+def look_at(trainer: CausalTrainer, plan: Plan) -> None:
+    """Finds out how the trainer's model can run, and whether what it computes is fit to be trained on.
+
+    Raises:
+        UserError: packed examples must not see each other, but in this model they do.
+    """
+    model: Any = trainer.model
     arithmetic = trainer.accelerator.autocast
     check_causal(model, arithmetic())
     trainer.look_at_model(run_flat(model, plan, arithmetic(), compiled=trainer.args.torch_compile))
     if trainer.padded_because and plan.recipe.data.packing and METHODS.load(plan.method).ISOLATED:
-        check_isolated(model, collate, min(plan.micro_batch_size, 2), arithmetic())
-    return trainer
+        check_isolated(model, trainer.data_collator, min(plan.micro_batch_size, 2), arithmetic())
 
 
 def _tokens(plan: Plan, train: Any) -> float:
@@ -189,6 +208,6 @@ def _tokens(plan: Plan, train: Any) -> float:
     return (wanted.epochs or 1.0) * len(train) * plan.recipe.data.max_length
 
 
-def _counts_by_mask(model: PreTrainedModel) -> bool:
+def counts_by_mask(model: PreTrainedModel) -> bool:
     """Mixture-of-experts models weigh their router loss by the attention mask, so padding must be marked for them."""
     return "output_router_logits" in model.config.get_text_config().to_dict()

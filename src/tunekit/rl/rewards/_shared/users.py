@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from tunekit.core.errors import TunekitError, UserError, out_of_memory
-from tunekit.core.registry import did_you_mean, nearest
+from tunekit.core.registry import nearest
 from tunekit.rl.contract import Answer
 
 _SHOWN = 60  # characters of an answer in a message
@@ -54,9 +54,11 @@ class UsersFunction:
         if hasattr(found, "tolist"):  # an array or a tensor
             found = found.tolist()
         if isinstance(found, str) or not isinstance(found, Sequence):
-            raise self._fault(f"returned {type(found).__name__}, not a list", answers[0], _WANTED)
+            what = f"returned {type(found).__name__}, not a list"
+            raise self._fault(what, answers[0], _WANTED, "; the first answer is")
         if len(found) != len(answers):
-            raise self._fault(f"returned {len(found)} values for {len(answers)} answers", answers[0], _WANTED)
+            what = f"returned {len(found)} values for {len(answers)} answers"
+            raise self._fault(what, answers[0], _WANTED, "; the first answer is")
         return [self._number(value, answer) for value, answer in zip(found, answers)]
 
     def _number(self, value: Any, answer: Answer) -> float | None:
@@ -83,8 +85,8 @@ class UsersFunction:
             for answer in answers:
                 self._returned([answer])
         together = f"the {len(answers)} answers together that begin with " if len(answers) > 1 else ""
-        what = f"raised {_told(error)}"
-        raise self._fault(what, answers[0], f"see {_line(error, self.path)}", together) from error
+        what, of = f"raised {_told(error)}", f" for {together}the answer"
+        raise self._fault(what, answers[0], f"see {_line(error, self.path)}", of) from error
 
     def _arguments(self, answers: Sequence[Answer]) -> dict[str, Any]:
         columns = dict.fromkeys(name for answer in answers for name in answer.columns)
@@ -93,14 +95,14 @@ class UsersFunction:
         missing = [name for name, needed in self._parameters.items() if needed and name not in given]
         if missing:
             what = f"reward function '{self.name}' asks for '{missing[0]}', which is no column of the row"
-            raise UserError(what, where=answers[0].where, fix=did_you_mean(missing[0], given))
+            close = nearest(missing[0], columns)
+            fix = f"{f'did you mean {close!r}? ' if close else ''}known: {', '.join(sorted(given))}"
+            raise UserError(what, where=answers[0].where, fix=fix)
         return {name: value for name, value in given.items() if name in self._parameters or self._takes_all}
 
-    def _fault(self, what: str, answer: Answer, fix: str, together: str = "") -> UserError:
+    def _fault(self, what: str, answer: Answer, fix: str, of: str = " for the answer") -> UserError:
         text = answer.text if len(answer.text) <= _SHOWN else answer.text[:_SHOWN] + "..."
-        return UserError(
-            f"reward function '{self.name}' {what} for {together}the answer {text!r}", where=answer.where, fix=fix
-        )
+        return UserError(f"reward function '{self.name}' {what}{of} {text!r}", where=answer.where, fix=fix)
 
 
 _WANTED = "return a list with one number an answer, or None where it does not apply"
