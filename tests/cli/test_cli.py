@@ -252,6 +252,21 @@ def test_plan_names_packing_attention_kernels_and_compile(run, recipe):
     assert line[2] == "packing on, attention auto (without padding if the model allows), kernels none, compile on"
 
 
+def test_plan_names_the_bits_of_the_weights_and_where_an_adapter_goes_on_from(run, recipe):
+    pytest.importorskip("bitsandbytes")
+    Path("old").mkdir()
+    told = {"peft_type": "LORA", "base_model_name_or_path": "builtin:tiny", "r": 8, "target_modules": ["q_proj"]}
+    Path("old/adapter_config.json").write_text(json.dumps(told))
+    Path("old/adapter_model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    sets = ["model.name=builtin:tiny", "model.quantize={kind: bnb, bits: 8}", "adapter={kind: lora, start: old}"]
+    shown = run("plan", recipe, *SMALL, *(word for one in sets for word in ("--set", one)))
+    assert shown.exit_code == 0, shown.output
+    lines = shown.stdout.splitlines()
+    lines = dict(line.split(maxsplit=1) for line in lines if line.startswith("  "))
+    assert lines["model"] == "builtin:tiny in float32, its linear layers in 8 bits (bnb)"
+    assert lines["adapter"] == "lora, which goes on from old"
+
+
 MISSING = ["--set", "data.train.0.path=trian.jsonl", "--set", 'data.eval=[{path: "evla.jsonl"}]']
 
 

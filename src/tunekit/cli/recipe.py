@@ -10,10 +10,11 @@ import typer
 
 from tunekit.cli.shared import Debug, Json, Overrides, RecipePath, guard, make_plan, read_recipe
 from tunekit.core.errors import UserError
-from tunekit.core.registry import METHODS, did_you_mean
+from tunekit.core.registry import METHODS, QUANTIZERS, did_you_mean
 
 if TYPE_CHECKING:
     from tunekit.plan.plan import Plan
+    from tunekit.recipe.schema import ModelBlock
 
 PANEL = "Look before you train"
 SCHEMA = "tunekit.schema.json"
@@ -131,8 +132,8 @@ def describe(plan: Plan, facts: dict[str, Any], steps: int) -> list[tuple[str, s
     split = f"{plan.processes} process(es) x {plan.micro_batch_size} x {plan.accumulation} accumulated"
     return [
         ("method", f"{plan.method}: {METHODS.help(plan.method)}"),
-        ("model", f"{recipe.model.name} in {plan.weights_dtype}"),
-        ("adapter", "none (full fine-tuning)" if adapter is None else adapter.kind),
+        ("model", f"{recipe.model.name} in {plan.weights_dtype}{_bits_words(recipe.model)}"),
+        ("adapter", "none (full fine-tuning)" if adapter is None else _adapter_words(adapter)),
         *_option_words(plan),
         ("examples", f"{_to_train(plan, facts)}, {facts['eval_examples']:,} held out"),
         ("global batch", f"{plan.examples_per_step} = {split}"),
@@ -144,6 +145,17 @@ def describe(plan: Plan, facts: dict[str, Any], steps: int) -> list[tuple[str, s
         ("run folder", plan.run_dir),
         ("plan hash", plan.hash[:16]),
     ]
+
+
+def _bits_words(model: ModelBlock) -> str:
+    if model.quantize is None:
+        return ""
+    kind = model.quantize.kind
+    return f", its linear layers in {QUANTIZERS.load(kind).bits(model.quantize)} bits ({kind})"
+
+
+def _adapter_words(adapter: Any) -> str:
+    return adapter.kind + (f", which goes on from {adapter.start}" if getattr(adapter, "start", None) else "")
 
 
 _TELLING = ("loss", "beta", "reference", "teacher", "mode", "divergence")
