@@ -18,6 +18,6 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def old_objects_are_not_looked_at():
-    """What earlier files imported stays: a run looks for garbage three times, and among millions of objects each time."""
+    """What earlier files imported stays: each run looks for garbage three times, among millions of objects."""
     gc.collect()
     gc.freeze()

@@ -60,7 +60,7 @@ def logits(model, ids=range(5, 60)):
 
 def stored_types(folder: Path) -> dict[str, str]:
     """safetensors' names of types by tensor."""
-    from tunekit.compress.source import headers
+    from tunekit.compress.stored import headers
 
     return {name: value[0] for name, value in headers(folder).items()}
 

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("bitsandbytes", reason="the artefacts are bitsandbytes'")
 
-from backends_for_tests import GPT2, SMALL, TINY, backend, base, load, logits, make, problems, stored_types
+from backends_for_tests import GPT2, SMALL, TINY, backend, base, load, logits, make, problems, stored_types, weights
 
 bnb = backend("bnb")
 KINDS = [("nf4", {}), ("nf4", {"double_quant": False}), ("fp4", {}), ("int8", {})]
@@ -69,7 +69,7 @@ def test_gpt2_is_quantized_too(tmp_path):
         load(tmp_path / kind)
 
 
-def test_a_weight_beyond_sixteen_bits_is_refused_by_name(tmp_path):
+def test_a_weight_beyond_sixteen_bits_is_refused_by_name(tmp_path, monkeypatch):
     import torch
 
     from tunekit.core.errors import UserError
@@ -77,6 +77,7 @@ def test_a_weight_beyond_sixteen_bits_is_refused_by_name(tmp_path):
     def change(model):
         model.model.layers[1].mlp.up_proj.weight[3, 4] = 70_000.0
 
+    monkeypatch.setattr("bitsandbytes.functional.has_avx512bf16", lambda: False)  # nothing of nf4 is computed with
     source = base(tmp_path / "large", "llama", change, **SMALL)
     fault = load(source, quantization_config=direct("int8"))
     assert not torch.isfinite(fault.model.layers[1].mlp.up_proj.weight.SCB).all() or not torch.isfinite(
@@ -103,3 +104,21 @@ def test_wishes_that_cannot_be(tmp_path):
     config = json.loads((quantized / "config.json").read_text(encoding="utf-8"))
     weights = bnb.problems("nf4", bnb.Config(), config | {"quantization_config": {"quant_method": "gptq"}}, [])
     assert [problem.what for problem in weights] == ["the weights are quantized already"]
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_shapes_that_this_processor_cannot_run_are_refused_by_name(packs, base_of, monkeypatch):
+    """The fault first: a model of plain transformers fails in the library, where the processor packs."""
+    from bitsandbytes import functional
+
+    odd = weights(base_of())  # feed-forward layers of 96
+    if functional.has_avx512bf16():
+        with pytest.raises(RuntimeError, match="is invalid for input of size"):
+            logits(load(base_of(), quantization_config=direct("nf4")))
+    monkeypatch.setattr(functional, "has_avx512bf16", lambda: packs)
+    found = bnb.problems("nf4", bnb.Config(), odd[0].model, odd)
+    assert [problem.where for problem in found] == (["skip"] if packs else [])
+    assert not packs or "'model.layers.0.mlp.down_proj.weight' and 1 more are of 64 x 96" in found[0].what
+    assert bnb.problems("nf4", bnb.Config(skip=("down_proj",)), odd[0].model, odd) == []
+    for kind, fine in (("int8", odd), ("nf4", weights(TINY))):
+        assert bnb.problems(kind, bnb.Config(), fine[0].model, fine) == []

@@ -106,7 +106,7 @@ def test_what_the_proof_looks_at_is_left_out_wherever_it_stands(tmp_path):
     assert len(kept.ids) == 9 and not {row.input_ids for row in held} & set(kept.ids)
     where = [dataclasses.replace(held[0], input_ids=(1, 2), where=place) for place in everything.where]
     assert set(draw(path, held=where[:5]).where) == set(everything.where[5:]), "cut to another length, say"
-    with pytest.raises(DataError, match="no rows to calibrate on"):
+    with pytest.raises(DataError, match="every row to calibrate on is a row to measure on: nothing is left"):
         draw(path, held=where)
 
 

@@ -213,6 +213,25 @@ def test_a_base_that_is_quantized_on_the_disk_is_refused(base_of, adapter_of, tm
         merge(Request(folder, tmp_path / "merged"), Silent())
 
 
+@pytest.mark.parametrize("options", [(), ("--dtype", "float32")])
+def test_a_base_whose_weights_are_cut_off_is_a_fault_of_the_machine(options, base_of, adapter_of, tmp_path):
+    import shutil
+
+    from typer.testing import CliRunner
+
+    from tunekit.cli.app import app
+
+    base = tmp_path / "base"
+    shutil.copytree(base_of(), base)
+    folder, _ = adapter_of(base, config_of("LoraConfig", r=4, target_modules=["q_proj"]))
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    done = CliRunner().invoke(app, ["merge", str(folder), "--output", str(tmp_path / "merged"), *options, "--json"])
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert done.exit_code == 4 and "its head says" in json.dumps(told) and str(weights) in json.dumps(told)
+    assert [path.name for path in tmp_path.iterdir()] == ["base"], "nothing is left behind"
+
+
 def test_a_start_that_peft_computes_anew_is_refused(base_of, adapter_of, tmp_path):
     config = config_of("LoraConfig", r=4, target_modules=["q_proj"], init_lora_weights="pissa_niter_2")
     folder, _ = adapter_of(base_of(), config)

@@ -199,6 +199,9 @@ def test_rows_that_are_none_are_refused(model, tmp_path, here):
         (("--way", "magnitude"), "nothing says how many weights"),
         (("--way", "magnitude", "--sparsity", "0"), "must be > 0"),
         (("--way", "magnitude", "--sparsity", "1"), "< 1"),
+        (("--way", "magnitude", "--sparsity", "nan"), "--sparsity must be a number"),
+        (("--way", "depth", "--layers", "-1"), "--layers must be >= 1; it is -1 at: --layers"),
+        (("--way", "depth", "--set", "layers=-1"), "'layers' must be >= 1; it is -1 at: --set layers"),
         (("--way", "magnitude", "--pattern", "3:4"), "'2:4'"),
         (("--way", "channels", "--size", "1"), "< 1"),
         (("--way", "depth", "--layers", "4"), "4 layers shall go, and the model has 4"),
@@ -213,6 +216,12 @@ def test_what_is_asked_wrongly_is_told(model, tmp_path, words, told):
     done = run(model, *words, "--output", tmp_path / "x")
     assert done.exit_code == 2 and told in " ".join(done.output.split()), done.output
     assert alone(tmp_path) == ["model"]
+
+
+def test_a_recipe_in_the_place_of_a_model_is_told(tmp_path):
+    (tmp_path / "prune.yaml").write_text("model: builtin:tiny\n")
+    done = run(tmp_path / "prune.yaml", "--way", "depth", "--layers", "1")
+    assert done.exit_code == 2 and "this is a recipe, and a model is wanted" in " ".join(done.output.split())
 
 
 def test_quantized_weights_are_refused_by_name(model, tmp_path, here):

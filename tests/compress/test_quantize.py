@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from tunekit.cli.app import app
 from tunekit.compress import making
 from tunekit.core.errors import MachineError
+from tunekit.model.artefact import verify
 
 pytest.importorskip("bitsandbytes", reason="the backend that is always tested")
 SMALL = ["proof.rows=4", "proof.answers=1", "proof.new_tokens=4"]
@@ -49,6 +50,8 @@ def test_a_model_becomes_a_quarter_and_says_what_that_cost(model, tmp_path, here
     page = (tmp_path / "small" / "report.html").read_text()
     assert "nf4" in page and "http" not in page.split("</head>")[1]
     assert str(tmp_path) not in json.dumps(record)  # no path of this machine
+    manifest = verify(tmp_path / "small")
+    assert manifest is not None and "report.html" in manifest["files"]  # it was there before the folder had its name
 
 
 def test_the_figures_are_those_of_plain_torch(model, tmp_path, here):
@@ -215,3 +218,17 @@ def test_a_folder_that_is_there_is_not_written_over(model, tmp_path):
 def test_the_kinds_are_listed_with_what_they_need():
     done = CliRunner().invoke(app, ["quantize", "--list"])
     assert done.exit_code == 0 and "nf4" in done.output and "looks at text" in done.output
+
+
+def test_the_sources_size_is_that_of_what_is_loaded(model, tmp_path, here):
+    """Tables of older versions lie in the file, and no model loads them."""
+    from tunekit.compress.sizes import stored
+
+    path = model / "model.safetensors"
+    whole = stored(model)
+    table = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(50_000)}
+    save_file(load_file(path) | table, path, {"format": "pt"})
+    assert stored(model) == whole + 200_000, "the fault that is guarded against"
+    done = run(model, "--to", "bfloat16", "--output", tmp_path / "small")
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "small" / "quantize.json").read_text())["source_size"] == whole

@@ -200,6 +200,8 @@ def test_of_two_kinds_one_is_refused_and_the_other_stays(model, tmp_path, here, 
     events = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     kinds = {one["kind"]: one for event in events if event["event"] == "done" for one in event["kinds"]}
     assert kinds["float16"]["record"] is None and "perplexity rises by" in kinds["float16"]["refused"]
+    assert kinds["float16"]["folder"] is None and kinds["bfloat16"]["folder"] == str(tmp_path / "small" / "bfloat16")
+    assert not any(event["event"] == "warning" for event in events), events
     assert kinds["bfloat16"]["refused"] is None and kinds["bfloat16"]["record"]["mean_kl"] < 1e-3
     assert names(tmp_path / "small") == ["bfloat16", "report.html"]
     verify(tmp_path / "small" / "bfloat16")
@@ -211,6 +213,18 @@ def test_where_every_kind_is_refused_no_folder_is_left(model, tmp_path, here, af
     done = run(model, "--to", "float16,bfloat16", "--max-ppl-increase", "2%", "--output", tmp_path / "small")
     assert done.exit_code == 5, done.output
     assert names(tmp_path) == ["model"]
+
+
+def test_a_refusal_is_told_in_the_table_and_at_the_end(model, tmp_path, here, after_making):
+    after_making(lambda folder: changed(folder, a_row_of_noise), kind="float16")
+    done = run(model, "--to", "float16,bfloat16", "--max-ppl-increase", "2%", "--output", tmp_path / "small")
+    assert done.exit_code == 5 and told(done).count("at most 2.0% is allowed") == 2, done.output
+
+
+@pytest.mark.parametrize(("to", "said"), [("", "'' names no kind"), (" , ", "names no kind"), ("nf44", "'nf44'")])
+def test_kinds_that_are_none_are_told_by_their_option(to, said, tmp_path):
+    done = run("builtin:tiny", "--to", to, "--output", tmp_path / "small")
+    assert done.exit_code == 2 and said in told(done) and "at: --to" in told(done), done.output
 
 
 def test_the_share_that_is_allowed(model, tmp_path, here, after_making):

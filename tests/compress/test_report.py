@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tunekit.compress.quantize import Made
+from tunekit.compress.made import Made
 from tunekit.compress.report import REPORT, frontier, page, write_report
 from tunekit.core.errors import MachineError
 from tunekit.runs.scrub import Scrubber

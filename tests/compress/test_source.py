@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tunekit.compress import source as module
-from tunekit.compress.source import headers, opened, weights_of
+from tunekit.compress.source import opened, weights_of
+from tunekit.compress.stored import BITS, headers
 from tunekit.core.errors import MachineError, UserError
 from tunekit.core.progress import Silent
 from tunekit.model.names import TINY
@@ -42,7 +42,7 @@ def copied(folder, target):
 
 
 def refused(kind, name, match, revision=None):
-    with pytest.raises(kind, match=match) as raised, opened(str(name), revision, Silent()):
+    with pytest.raises(kind, match=match) as raised, opened(str(name), revision, Silent(), Path("never") / "made"):
         pytest.fail("it was opened")
     return raised.value
 
@@ -84,11 +84,12 @@ def sharded(base_of, tmp_path):
     return folder
 
 
-def test_a_runs_adapter_is_merged_first(adapter, run, here, temporary):
+def test_a_runs_adapter_is_merged_first(adapter, run, here, temporary, tmp_path):
     screen = Told()
-    with opened(str(run), None, screen) as source:
+    with opened(str(run), None, screen, tmp_path / "small") as source:
         assert source.run is not None and source.run.path == run.resolve()
-        assert source.folder.is_relative_to(temporary) and not (source.folder / "adapter_config.json").exists()
+        assert source.folder.parent.name.startswith(".small.staging-")
+        assert not (source.folder / "adapter_config.json").exists()
         assert source.facts["name"] == json.loads((run / "model" / "MANIFEST.json").read_text())["base"]["name"]
         merged = adapter[1].merge_and_unload().state_dict()
         assert equal_weights(source.folder, merged)
@@ -98,18 +99,18 @@ def test_a_runs_adapter_is_merged_first(adapter, run, here, temporary):
     assert sorted(path.name for path in run.iterdir()) == ["model", "plan.json"], "the run is left as it was"
 
 
-def test_a_model_folder_is_used_where_it_is(base_of):
-    with opened(str(base_of()), None, Silent()) as source:
+def test_a_model_folder_is_used_where_it_is(base_of, tmp_path):
+    with opened(str(base_of()), None, Silent(), tmp_path / "small") as source:
         assert source.folder == base_of() and source.run is None
         roles = {weight.name: weight.role for weight in source.weights}
     assert roles["lm_head.weight"] == "head" and roles["model.embed_tokens.weight"] == "embedding"
     assert roles["model.layers.1.mlp.up_proj.weight"] == "linear" and roles["model.norm.weight"] == "other"
 
 
-def test_the_embedded_models():
-    with opened("builtin:tiny", None, Silent()) as source:
+def test_the_embedded_models(tmp_path):
+    with opened("builtin:tiny", None, Silent(), tmp_path / "small") as source:
         assert source.folder == TINY and source.positions == 1024
-    with opened("builtin:random?layers=1&hidden=32&heads=2", None, Silent()) as source:
+    with opened("builtin:random?layers=1&hidden=32&heads=2", None, Silent(), tmp_path / "small") as source:
         assert len(source.weights) == 12 and source.folder != TINY
     assert not source.folder.exists()
 
@@ -185,9 +186,9 @@ def hub(tmp_path, monkeypatch):
     return tmp_path / "hf"
 
 
-def test_a_hub_id_that_is_on_the_disk(base_of, hub):
+def test_a_hub_id_that_is_on_the_disk(base_of, hub, tmp_path):
     place = cached(base_of(), hub, "some/model")
-    with opened("some/model", None, Silent()) as source:
+    with opened("some/model", None, Silent(), tmp_path / "small") as source:
         assert source.folder == place and source.facts["commit"] == place.name
         assert source.facts["name"] == "some/model"
 
@@ -259,7 +260,7 @@ def test_a_whole_head_with_one_offset(tmp_path):
         headers(tmp_path)
 
 
-def test_numbers_that_are_not_finite_are_counted_by_shard(sharded):
+def test_numbers_that_are_not_finite_are_counted_by_shard(sharded, tmp_path):
     from safetensors.torch import load_file, save_file
 
     from tunekit.compress.sizes import faulty
@@ -269,7 +270,7 @@ def test_numbers_that_are_not_finite_are_counted_by_shard(sharded):
     tensors["model.norm.weight"][:3] = float("nan")
     tensors["model.norm.weight"][5] = float("-inf")
     save_file(tensors, path, {"format": "pt"})
-    with opened(str(sharded), None, Silent()) as source:
+    with opened(str(sharded), None, Silent(), tmp_path / "small") as source:
         (problem,) = faulty(source.folder)
     assert problem.what == "the tensor 'model.norm.weight' has 4 numbers that are not finite"
     assert problem.where == str(path)
@@ -304,14 +305,15 @@ def test_a_model_that_is_no_causal_one(base_of, tmp_path, tokenizer):
     assert "causal" in raised.value.fix
 
 
-def test_a_block_that_fails_leaves_nothing_either(base_of, run, here, temporary):
+def test_a_block_that_fails_leaves_nothing_either(base_of, run, here, temporary, tmp_path):
     def work():
-        with opened(str(run), None, Silent()):
-            assert len(list(temporary.iterdir())) == 1
+        with opened(str(run), None, Silent(), tmp_path / "small"):
+            assert len(list(tmp_path.glob(".small.staging-*"))) == 1
             raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
         work()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_files_that_are_not_as_the_manifest_says(run):
@@ -325,7 +327,7 @@ def test_files_that_are_not_as_the_manifest_says(run):
 def test_every_type_of_safetensors_that_a_model_may_have_is_counted():
     import torch
 
-    for name, bits in module.DTYPE_BITS.items():
+    for name, bits in BITS.items():
         known = {"BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "BF16": "bfloat16"}
         plain = name.replace("F", "float").replace("I", "int").replace("U8", "uint8")
         assert getattr(torch, known.get(name, plain)).itemsize * 8 == bits, name

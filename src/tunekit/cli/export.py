@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tunekit.cli.quantize import named_after, share, show, sources
+from tunekit.cli.quantize import named_after, refuse_recipe, share, show, sources
 from tunekit.cli.shared import Debug, Json, Quiet, guard
 from tunekit.cli.stopping import stoppable
 from tunekit.core.errors import UserError
@@ -51,9 +50,9 @@ def export(
     Example: [bold]tunekit export runs/support --to safetensors --dtype float16 --shard-size 2GB[/bold]
     """
     with guard(json=json, debug=debug), stoppable():
+        from tunekit.compress.options import PROOF, document, in_words_of
         from tunekit.compress.recipe import check
         from tunekit.core.registry import EXPORTS
-        from tunekit.recipe.document import parse
         from tunekit.runs.screen import make_screen
 
         plugin = EXPORTS.load(to)
@@ -61,12 +60,11 @@ def export(
         if kind not in plugin.KINDS:
             known = ", ".join(plugin.KINDS)
             raise UserError(f"'{kind}' is no type for {to}", where="--dtype", fix=f"one of {known}")
-        block: dict[str, Any] = {"kind": kind}
-        if shard_size is not None:
-            block["shard_size"] = shard_size
-        proof = {"data": sources(data), "max_ppl_increase": share(limit, "--max-ppl-increase")}
-        wanted = {"model": model, "to": [block], "proof": proof}
-        recipe = check(parse(jsonlib.dumps(wanted), "options"))
+        refuse_recipe(model, "export")
+        named: dict[str, Any] = {"to": [{"kind": kind}], "to.0.shard_size": shard_size, "proof.data": sources(data)}
+        named["proof.max_ppl_increase"] = share(limit, "--max-ppl-increase")
+        with in_words_of(PROOF | {"to.0.shard_size": "--shard-size"}):
+            recipe = check(document(model, named))
         target = output or named_after(model, to)
         screen = make_screen(quiet=quiet, json=json)
         with screen.step("starting"):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tunekit.cli.quantize import named_after, share, sources
+from tunekit.cli.quantize import named_after, refuse_recipe, share, sources
 from tunekit.cli.shared import Debug, Json, Overrides, Quiet, guard
 from tunekit.cli.stopping import stoppable
 from tunekit.core.errors import UserError
@@ -75,13 +74,14 @@ def prune(
     Example: [bold]tunekit prune runs/support --way wanda --pattern 2:4 --max-ppl-increase 5%[/bold]
     """
     with guard(json=json, debug=debug), stoppable():
-        named: dict[str, Any] = {"model": model, "way": way, "sparsity": sparsity, "pattern": pattern, "size": size}
+        named: dict[str, Any] = {"way": way, "sparsity": sparsity, "pattern": pattern, "size": size}
         named |= {"layers": layers, "by": by, "calibration.data": sources(calib), "proof.data": sources(data)}
         if limit is not None:
             named["proof.max_ppl_increase"] = share(limit, "--max-ppl-increase")
         if loss is not None:
             named["proof.max_score_loss"] = share(loss, "--max-score-loss", most=1)
-        wanted = _wanted({key: value for key, value in named.items() if value not in (None, [])}, overrides or [])
+        refuse_recipe(model, "prune")
+        wanted = _wanted(model, named, overrides or [])
         _run(wanted, output or named_after(model, way), heal, quiet=quiet, json=json)
 
 
@@ -106,11 +106,11 @@ def _run(wanted: Any, target: Path, heal: Path | None, *, quiet: bool, json: boo
         Console(highlight=False).print("", console(record, target), sep="\n")
 
 
-def _wanted(named: dict[str, Any], overrides: list[str]) -> Any:
+def _wanted(model: str, named: dict[str, Any], overrides: list[str]) -> Any:
     """The checked options."""
+    from tunekit.compress.options import PROOF, document, in_words_of
     from tunekit.compress.prune.recipe import check
-    from tunekit.recipe.document import override, parse
 
-    text = f"model: {jsonlib.dumps(named.pop('model'))}\n"
-    given = [f"{key}={jsonlib.dumps(value)}" for key, value in named.items()]
-    return check(override(parse(text, "options"), [*given, *overrides]))
+    own = {key: f"--{key}" for key in ("way", "sparsity", "pattern", "size", "layers", "by")}
+    with in_words_of(own | PROOF, overrides):
+        return check(document(model, named, overrides))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,10 +9,12 @@ import typer
 
 from tunekit.cli.shared import Debug, Json, Overrides, Quiet, guard
 from tunekit.cli.stopping import stoppable
-from tunekit.core.errors import UserError
+from tunekit.core.errors import Problem, UserError, raise_all
 
 if TYPE_CHECKING:
-    from tunekit.compress.quantize import Made
+    from tunekit.compress.made import Made
+
+_KINDS = "such as --to nf4; `tunekit quantize --list` shows the kinds"
 
 
 def register(app: typer.Typer) -> None:
@@ -90,6 +91,8 @@ def _named(
     named: dict[str, Any] = {"calibration.data": sources(calib), "proof.data": sources(data)}
     if to is not None:
         named["to"] = [{"kind": word.strip()} for word in to.split(",") if word.strip()]
+        if not named["to"]:
+            raise UserError(f"'{to}' names no kind", where="--to", fix=_KINDS)
     if limit is not None:
         named["proof.max_ppl_increase"] = share(limit, "--max-ppl-increase")
     if loss is not None:
@@ -99,22 +102,32 @@ def _named(
 
 def _recipe(model: str | None, named: dict[str, Any], overrides: list[str]) -> tuple[Any, Path]:
     """The checked recipe, of a file or of options alone, and the folder where its paths start."""
+    from tunekit.compress.options import PROOF, assigned, document, in_words_of
     from tunekit.compress.recipe import check, load
-    from tunekit.recipe.document import override, parse
 
     if model is not None and model.endswith((".yaml", ".yml")):
         for key in ("calibration.data", "proof.data"):
             named[key] = [{"path": _from_here(source["path"])} for source in named[key]]
-    given = [f"{key}={jsonlib.dumps(value)}" for key, value in named.items() if value not in (None, [])]
     if model is None:
         raise UserError("nothing says which model to quantize", where="MODEL", fix="tunekit quantize runs/x --to nf4")
-    if model.endswith((".yaml", ".yml")):
-        return load(Path(model), [*given, *overrides]), Path(model).parent
-    if "to" not in named:
-        fix = "such as --to nf4; `tunekit quantize --list` shows the kinds"
-        raise UserError("nothing says what it shall become", where="--to", fix=fix)
-    text = f"model: {jsonlib.dumps(model)}\n"
-    return check(override(parse(text, "options"), [*given, *overrides])), Path()
+    given = {key: value for key, value in named.items() if value not in (None, [])}
+    with in_words_of({key: option for key, option in (PROOF | {"to": "--to"}).items() if key in given}, overrides):
+        if model.endswith((".yaml", ".yml")):
+            return load(Path(model), [*assigned(given), *overrides]), Path(model).parent
+        if "to" not in named:
+            raise UserError("nothing says what it shall become", where="--to", fix=_KINDS)
+        return check(document(model, given, overrides)), Path()
+
+
+def refuse_recipe(model: str, verb: str) -> None:
+    """Refuses a recipe where a model is wanted.
+
+    Raises:
+        UserError: with what this verb takes.
+    """
+    if model.endswith((".yaml", ".yml")) and Path(model).is_file():
+        raise UserError("this is a recipe, and a model is wanted here", where=model,
+                        fix=f"all of it is said by options: tunekit {verb} --help")  # fmt: skip
 
 
 def sources(paths: list[str] | None) -> list[dict[str, str]]:
@@ -165,7 +178,7 @@ def _list(*, json: bool) -> None:
 
 
 def show(made: list[Made], folder: Path, *, quiet: bool, json: bool, use: str | None = None) -> None:
-    """Tells what came of it, and writes the report.
+    """Tells what came of it, and of several kinds writes the report; that of one lies in its artefact.
 
     Args:
         made: the kinds.
@@ -175,22 +188,25 @@ def show(made: list[Made], folder: Path, *, quiet: bool, json: bool, use: str | 
         use: the command that serves it, where that is not known from the kind.
 
     Raises:
-        TunekitError: the first kind that was refused.
+        TunekitError: the kinds that were refused, of the first one's sort.
     """
     from tunekit.compress import show as words
-    from tunekit.compress.report import write_report
+    from tunekit.compress.report import REPORT, write_report
 
-    report = write_report(folder, made) if folder.is_dir() else None
+    alone = len(made) == 1 and made[0].folder == folder
+    report = folder / REPORT if alone else write_report(folder, made) if folder.is_dir() else None
     if json:
         from tunekit.runs.screen import JsonScreen
 
-        kinds = [{"kind": one.kind, "folder": str(one.folder), "record": one.record,
+        kinds = [{"kind": one.kind, "folder": None if one.error else str(one.folder), "record": one.record,
                   "refused": str(one.error) if one.error else None} for one in made]  # fmt: skip
         JsonScreen().event("done", folder=str(folder), kinds=kinds)
     elif not quiet:
         from rich.console import Console
 
         Console(highlight=False).print("", words.console(made, folder, report, use), sep="\n")
-    refused = [one.error for one in made if one.error is not None]
+    refused = [(one.kind, one.error) for one in made if one.error is not None]
     if refused:
-        raise refused[0]
+        problems = [Problem(f"{kind}: {each.what}", each.where, each.fix) for kind, error in refused
+                    for each in error.problems]  # fmt: skip
+        raise_all(type(refused[0][1]), problems)

@@ -155,7 +155,7 @@ def _bits_words(model: ModelBlock) -> str:
 
 
 def _adapter_words(adapter: Any) -> str:
-    return adapter.kind + (f", which goes on from {adapter.start}" if getattr(adapter, "start", None) else "")
+    return f"{adapter.kind}, which goes on from {adapter.start}" if adapter.start else str(adapter.kind)
 
 
 _TELLING = ("loss", "beta", "reference", "teacher", "mode", "divergence")

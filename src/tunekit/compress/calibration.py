@@ -94,6 +94,11 @@ def read(
     read_rows = exam_rows.examples(named, base, exam_rows.fitter_of(source.tokenizer), tally, material=material)
     found = [item for item in islice(read_rows, READ) if item.where not in places and tuple(item.input_ids) not in said]
     _settle(tally, words, screen)
+    if not found and tally.read > len(tally.lost):
+        what = "every row to calibrate on is a row to measure on: nothing is left"
+        raise DataError(
+            what, where=words, fix="name other rows to calibrate on, --calib FILE, or to measure on, --data"
+        )
     if not found:
         raise DataError("there are no rows to calibrate on", where=words, fix=_FIX)
     drawn = random.Random(seed).sample(found, min(count, len(found)))

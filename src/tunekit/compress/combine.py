@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunekit.compress.scratch import scratch
 from tunekit.core.errors import Problem, UserError, raise_all
 from tunekit.core.registry import did_you_mean
 from tunekit.model.artefact import template_hash, write_manifest
@@ -69,8 +69,8 @@ def combined(first: Artefact, combination: Combination | None) -> Iterator[Artef
         return
     found = [first, *(find(folder) for folder in combination.folders)]
     check(found, combination)
-    with tempfile.TemporaryDirectory(prefix="tunekit-combine-") as place:
-        yield combine(found, combination, Path(place))
+    with scratch("combine") as place:
+        yield combine(found, combination, place)
 
 
 def check(found: Sequence[Artefact], combination: Combination) -> None:

@@ -7,15 +7,19 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from tunekit.compress.bare import bare_model
+from tunekit.compress.stored import TORCH, headers
 from tunekit.core.errors import UserError
 from tunekit.model import artefact
 from tunekit.model.names import resolve_name
 from tunekit.model.restore import Artefact
+from tunekit.model.tokenizer import load_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_TORCH = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # from the names in safetensors files
+BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
+"""Of a number, by the type that it is merged into."""
 
 
 def base_dtype(found: Artefact) -> str:
@@ -32,29 +36,34 @@ def base_dtype(found: Artefact) -> str:
     for _, stored, shape in _stored(found):
         counts[stored] += math.prod(shape)
     most = counts.most_common(1)[0][0] if counts else "of no"
-    if most not in _TORCH:
+    if most not in TORCH:
         raise UserError(f"the base's weights are of type {most}", where=found.base.name, fix="name one with --dtype")
-    return _TORCH[most]
+    return TORCH[most]
+
+
+def merged_bytes(found: Artefact, dtype: str | None) -> int:
+    """Bytes of the weights that a merge writes: in a type, or in those of the base's files."""
+    assert found.base is not None
+    if resolve_name(found.base.name).random:
+        numbers = sum(int(value.numel()) for value in bare_model(load_config(found.base)).parameters())
+        return numbers * BITS.get(dtype or base_dtype(found), 32) // 8
+    own = (math.prod(shape) * BITS.get(dtype or TORCH.get(stored, ""), 32) for _, stored, shape in _stored(found))
+    return sum(own) // 8
 
 
 def disk_dtypes(found: Artefact) -> dict[str, str]:
     """The type of each of the base's tensors in its files, by name, of those that can be merged into."""
-    return {name: _TORCH[stored] for name, stored, _ in _stored(found) if stored in _TORCH}
+    return {name: TORCH[stored] for name, stored, _ in _stored(found) if stored in TORCH}
 
 
 def _stored(found: Artefact) -> Iterator[tuple[str, str, Sequence[int]]]:
     """(name, type, shape) of each tensor in the base's files; none for fresh weights."""
-    from safetensors import safe_open
-
     assert found.base is not None
     name = resolve_name(found.base.name)
     if name.random:
         return
-    for path in artefact.weight_files(artefact.base_folder(name, found.base.revision)):
-        with safe_open(str(path), "pt") as file:
-            for key in file.keys():  # noqa: SIM118 (not a mapping)
-                part = file.get_slice(key)
-                yield key, part.get_dtype(), part.get_shape()
+    for key, (stored, shape, _) in headers(artefact.base_folder(name, found.base.revision)).items():
+        yield key, stored, shape
 
 
 def round_weights(model: PreTrainedModel, dtype: str, own: Mapping[str, str]) -> None:

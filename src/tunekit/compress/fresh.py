@@ -8,11 +8,11 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tunekit.compress.scratch import scratch
 from tunekit.core import startup
 from tunekit.core.errors import MachineError, Problem, TunekitError
 from tunekit.core.files import write_json
@@ -35,8 +35,8 @@ def run(module: str, job: Mapping[str, Any], doing: str) -> dict[str, Any]:
         TunekitError: what the process raised.
         MachineError: it died without a word, as it does where memory is short.
     """
-    with tempfile.TemporaryDirectory(prefix="tunekit-fresh-") as place:
-        path = Path(place) / "job.json"
+    with scratch("fresh") as place:
+        path = place / "job.json"
         write_json(path, dict(job))
         # -P: a module in the folder that the user works in is none of Python's
         command = [sys.executable, "-P", "-m", "tunekit.compress.fresh", str(os.getpid()), module, str(path)]

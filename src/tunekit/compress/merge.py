@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from tunekit.compress import card, parity
 from tunekit.compress.combine import Combination, check, combined
-from tunekit.compress.dtypes import base_dtype, disk_dtypes, round_weights
-from tunekit.core.errors import UserError, out_of_memory
-from tunekit.core.files import write_json
+from tunekit.compress.dtypes import base_dtype, disk_dtypes, merged_bytes, round_weights
+from tunekit.core.errors import MachineError, UserError, out_of_memory
+from tunekit.core.files import sha256_file, sha256_json, write_json
 from tunekit.core.front_matter import licence_files, license_of
 from tunekit.core.progress import Screen
 from tunekit.core.registry import QUANTIZERS
@@ -23,6 +23,7 @@ from tunekit.model.quiet import hushed
 from tunekit.model.restore import Artefact, attach, find, load_base, load_tokenizer, loadable
 from tunekit.model.save import staged
 from tunekit.model.tokenizer import embedding_rows, load_config
+from tunekit.train.disk import SLACK, SMALL_FILES, free_bytes, plain_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -89,6 +90,7 @@ def merge(request: Request, screen: Screen) -> dict[str, Any]:
         check([found, *map(find, request.combination.folders)], request.combination)
     if found.quantize:
         screen.say(QUANTIZED)
+    _ask_for_room(found, request)
     with staged(request.target) as staging, hushed(), combined(found, request.combination) as joined:
         proof = _proven(request, joined, dtype, staging, screen)
     if request.combination is None and request.noted:
@@ -121,9 +123,28 @@ def _proven(request: Request, found: Artefact, dtype: str, staging: Path, screen
     proof = {"base": found.base.name, "adapter": found.kind, "rows": source, "limits": parity.limits(answer)} | answer
     write_json(staging / PROOF, proof)
     card.tell(found, proof, staging, licence, alone=request.combination is None)
-    facts = {"base": base_facts(found), "merged": found.kind, "rows": rows}
+    facts = {"base": base_facts(found), "merged": found.kind, "rows": rows, "dtype": request.dtype}
+    facts["adapter"] = adapter_digest(found) if request.combination is None else None
     artefact.write_manifest(staging, facts, tokenizer)
     return proof
+
+
+def _ask_for_room(found: Artefact, request: Request) -> None:
+    """Looks whether the merged weights can be written.
+
+    Raises:
+        MachineError: there is less room.
+    """
+    needed, free = int(SLACK * merged_bytes(found, request.dtype)) + SMALL_FILES, free_bytes(request.target)
+    if free < needed:
+        what = f"no room for the merged model: {plain_size(needed)} needed, {plain_size(free)} free"
+        raise MachineError(what, where=str(request.target.parent), fix="free space, or name another folder: --output")
+
+
+def adapter_digest(found: Artefact) -> str:
+    """Hex sha256 over the names and contents of an adapter's files; its card and its manifest do not count."""
+    files = (path for path in sorted(found.folder.iterdir()) if path.is_file())
+    return sha256_json({p.name: sha256_file(p) for p in files if p.name not in (artefact.CARD, artefact.MANIFEST)})
 
 
 def mergeable(found: Artefact) -> None:

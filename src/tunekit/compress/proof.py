@@ -105,8 +105,9 @@ def figures(source: Measured, made: Measured) -> dict[str, Any]:
 
     Returns:
         ``perplexity`` and ``source_perplexity`` (value, low, high), ``increase`` (share, low, high; paired by row),
-        ``mean_kl`` (nats a position), ``top1_agreement``, ``same_texts``, ``texts``, ``positions``, and of each model
-        ``size`` (bytes), ``load_seconds``, ``peak_memory`` (bytes), ``prompt_speed``, ``answer_speed`` (tokens/s).
+        ``mean_kl`` (nats a position) and ``top1_agreement``, each with ``_interval`` (low, high; over rows),
+        ``same_texts``, ``texts``, ``positions``, and of each model ``size`` (bytes), ``load_seconds``, ``peak_memory``
+        (bytes), ``prompt_speed``, ``answer_speed`` (tokens/s).
     """
     import numpy as np
 
@@ -122,7 +123,9 @@ def figures(source: Measured, made: Measured) -> dict[str, Any]:
         "source_perplexity": source.perplexity(),
         "increase": (increase.value, increase.low, increase.high),
         "mean_kl": sum(other["kl"]) / positions,
+        "mean_kl_interval": _by_row(other["kl"], other["positions"]),
         "top1_agreement": sum(other["agreeing"]) / positions,
+        "top1_agreement_interval": _by_row(other["agreeing"], other["positions"]),
         "positions": positions,
         "rows_measured": len(rows),
         "same_texts": sum(a == b for a, b in zip(one["answers"], other["answers"], strict=True)),
@@ -133,7 +136,18 @@ def figures(source: Measured, made: Measured) -> dict[str, Any]:
     }
 
 
-def judge(source: Measured, made: Measured, expected: float, *, exact: bool) -> None:
+def _by_row(sums: Sequence[float], positions: Sequence[int]) -> tuple[float, float]:
+    """The 95 % interval of a mean over positions, which are drawn a row at a time."""
+    import numpy as np
+
+    from tunekit.evaluate import statistics
+
+    rows = np.array([sums, positions], dtype=np.float64).T
+    found = statistics.bootstrap_interval(rows, statistics.weighted_mean, seed=0)
+    return found.low, found.high
+
+
+def judge(source: Measured, made: Measured, expected: float, *, exact: bool, odd: Sequence[Problem] = ()) -> None:
     """Holds an artefact to what it must be.
 
     Args:
@@ -141,11 +155,12 @@ def judge(source: Measured, made: Measured, expected: float, *, exact: bool) -> 
         made: the artefact.
         expected: bytes by the arithmetic.
         exact: it may equal its source.
+        odd: what is wrong with its tensors one by one.
 
     Raises:
         NotProvenError: everything that is wrong with it.
     """
-    raise_all(NotProvenError, list(_faults(source, made, expected, exact)))
+    raise_all(NotProvenError, [*_faults(source, made, expected, exact), *odd])
 
 
 def dearer(increase: Sequence[float], most: float | None, fix: str) -> Iterator[Problem]:

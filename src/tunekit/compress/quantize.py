@@ -10,11 +10,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from tunekit.compress import fresh, recipe, sizes
 from tunekit.compress.contract import LLAMA_CPP, TRANSFORMERS
+from tunekit.compress.made import RECORD, Made
+from tunekit.compress.report import write_report
+from tunekit.compress.scratch import scratch
 from tunekit.compress.smaller_card import Said, write_card
 from tunekit.compress.source import Source, opened
 from tunekit.compress.trial import Trial
@@ -25,20 +27,9 @@ from tunekit.core.registry import BACKENDS
 from tunekit.model import artefact
 from tunekit.model.save import staged, sweep_within
 
-RECORD = "quantize.json"
 USELESS = 1.0
 """Rise of perplexity, a share, from which on an artefact is warned of where nothing bounds it."""
 _FIX = "take a kind of more bits, or skip the layers that matter most"
-
-
-@dataclass(frozen=True)
-class Made:
-    """What came of one kind: its record, or why it was refused."""
-
-    kind: str
-    folder: Path
-    record: dict[str, Any] | None = None
-    error: TunekitError | None = None
 
 
 @dataclass
@@ -71,10 +62,11 @@ class Job:
             names = ", ".join(block.kind for block in self.wanted.to)
             raise UserError(f"no text is looked at for {names}", where="--calib", fix="leave it out")
         raise_all(MachineError, list(self._lacking()))
-        with opened(self.wanted.model, self.wanted.revision, self.screen) as source, ExitStack() as stack:
+        with ExitStack() as stack:
+            source = stack.enter_context(opened(self.wanted.model, self.wanted.revision, self.screen, self.target))
             raise_all(UserError, list(self._problems(source)))
             raise_all(MachineError, list(sizes.faulty(source.folder)))
-            kept = Path(stack.enter_context(TemporaryDirectory(prefix="tunekit-proof-")))
+            kept = stack.enter_context(scratch("proof"))
             trial = Trial(self.wanted, self.base, source, kept, self.screen)
             trial.begin(calibrated=calibrated)
             return [self._made(block, trial) for block in self.wanted.to]
@@ -106,7 +98,6 @@ class Job:
         except TunekitError as error:
             if len(self.wanted.to) == 1:
                 raise
-            self.screen.warn(f"{block.kind}: {error}")
             return Made(block.kind, folder, error=error)
         return Made(block.kind, folder, record)
 
@@ -122,8 +113,9 @@ class Job:
             else:  # its one file holds the others
                 source.copy_licences(staging)
             self.finish(source, staging)
-        expected = sum(_bytes(plugin, kind, config, weight) for weight in source.weights)
-        found = trial.figures(kind, plugin.RUNTIME, staging, expected, exact=kind in plugin.EXACT)
+        parts = [(weight, _bytes(plugin, kind, config, weight)) for weight in source.weights]
+        expected = sum(size for _, size in parts)
+        found = trial.figures(kind, plugin.RUNTIME, staging, expected, exact=kind in plugin.EXACT, parts=parts)
         if found["increase"][0] > USELESS and self.wanted.proof.max_ppl_increase is None:
             fix = "take a kind of more bits; --max-ppl-increase refuses such an artefact"
             self.screen.warn(f"{kind}: perplexity rises by {found['increase'][0]:.0%}; {fix}")
@@ -138,6 +130,8 @@ class Job:
         } | found  # fmt: skip
         write_json(staging / RECORD, record)
         write_card(staging, record, _said(plugin, kind, source))
+        if len(self.wanted.to) == 1:  # of several kinds one report is about all, and lies above them
+            write_report(staging, [Made(kind, self.target, record)])
         for path in staging.rglob("*"):  # some libraries write files that their owner alone may read
             path.chmod(0o755 if path.is_dir() else 0o644)
         artefact.write_manifest(staging, {"base": source.facts, "quantized": kind}, source.tokenizer)

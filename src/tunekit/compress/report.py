@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import tunekit
-from tunekit.compress.quantize import Made
+from tunekit.compress.made import Made
 from tunekit.compress.show import about, size
 from tunekit.compress.task_words import tasks_table
+from tunekit.compress.words import agreement, divergence, interval, rise
 from tunekit.core.files import write_atomic
 from tunekit.runs.charts import tick_words, ticks
 from tunekit.runs.markup import Html, document, tag
 from tunekit.runs.report_style import STYLE as HOUSE_STYLE
 from tunekit.runs.scrub import Scrubber
-from tunekit.runs.wording import count, number, percent
+from tunekit.runs.wording import count, number
 
 REPORT = "report.html"
 SHOWN = 40  # answers of a kind
@@ -90,20 +91,19 @@ def _figures(done: Sequence[tuple[str, Mapping[str, Any]]], refused: Sequence[tu
     """Quality, then what loading and running take."""
     first = done[0][1]
     quality = [
-        _line("source", [(size(first["source_size"]), ""), _interval(first["source_perplexity"]), *[("–", "")] * 4])
+        _line("source", [(size(first["source_size"]), ""), interval(first["source_perplexity"]), *[("–", "")] * 4])
     ]
     costs = [_line("source", _speeds({key: values[0] for key, values in first["cost"].items()}))]
     for kind, record in done:
-        value, low, high = record["increase"]
         quality.append(
             _line(
                 kind,
                 [
                     (size(record["size"]), f"÷ {record['source_size'] / record['size']:.2f}"),
-                    _interval(record["perplexity"]),
-                    (f"{value:+.1%}", f"{low:+.1%} to {high:+.1%}"),
-                    (number(record["mean_kl"]), ""),
-                    (percent(record["top1_agreement"]), ""),
+                    interval(record["perplexity"]),
+                    rise(record["increase"]),
+                    divergence(record),
+                    agreement(record),
                     (f"{record['same_texts']} of {len(record['texts'])}", ""),
                 ],
             )
@@ -127,11 +127,6 @@ def _line(name: str, cells: Sequence[tuple[str, str]]) -> Html:
     return tag("tr", tag("td", tag("b", name)), [
         tag("td", tag("span", value, tag("small", below) if below else None), cls="num") for value, below in cells
     ])  # fmt: skip
-
-
-def _interval(found: Sequence[float]) -> tuple[str, str]:
-    value, low, high = found
-    return number(value), f"{number(low)} to {number(high)}"
 
 
 def _speeds(cost: Mapping[str, float]) -> list[tuple[str, str]]:

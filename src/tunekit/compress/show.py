@@ -12,11 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from tunekit.compress.contract import LLAMA_CPP
-from tunekit.compress.quantize import RECORD, Made
+from tunekit.compress.made import RECORD, Made
 from tunekit.compress.task_words import tasks_grid
+from tunekit.compress.words import agreement, below, divergence, interval, rise
 from tunekit.core.registry import BACKENDS
 from tunekit.runs.summary import pairs, slim_table
-from tunekit.runs.wording import number, percent
 
 MIB = 1 << 20
 
@@ -62,7 +62,8 @@ def console(made: Sequence[Made], folder: Path, report: Path | None, use: str | 
     done = [one.record for one in made if one.record is not None]
     parts: list[RenderableType] = []
     if done:
-        parts += [_quality(done), "", *tasks_grid([(record["kind"], record) for record in done]), _cost(done), ""]
+        lines = [(record["kind"], record) for record in done]
+        parts += [_quality(done), "", nearness(lines, len(done[0]["texts"])), "", *tasks_grid(lines), _cost(done), ""]
         parts.append(Text(about(done[0]), style="dim"))
     parts += [Text(f"{one.kind}: refused: {one.error}", style="red") for one in made if one.error is not None]
     facts = [("model", str(one.folder)) for one in made if one.record is not None]
@@ -85,28 +86,40 @@ def load_line(made: Made) -> str:
 def about(record: Mapping[str, Any]) -> str:
     """On what was measured."""
     return (
-        f"on {record['rows_measured']} rows ({record['rows']}), {record['positions']:,} positions; perplexity with "
-        f"its 95 % interval; KL from the source in nats; at how many positions the likeliest token is the "
+        f"on {record['rows_measured']} rows ({record['rows']}), {record['positions']:,} positions; with 95 % "
+        f"intervals over rows; KL from the source in nats; at how many positions the likeliest token is the "
         f"same, and of how many prompts the answer; all figures lie in each folder's {RECORD}"
     )
 
 
 def _quality(records: Sequence[Mapping[str, Any]]) -> Table:
     first, grid = records[0], slim_table()
-    for name in ("", "size", "perplexity", "rises by", "mean KL", "top-1", "answers"):
+    for name in ("", "size", "perplexity", "rises by"):
         grid.add_column(name, justify="right" if name else "left", no_wrap=True)
-    grid.add_row("source", size(first["source_size"]), interval(first["source_perplexity"]), *"––––")
+    grid.add_row("source", size(first["source_size"]), below(interval(first["source_perplexity"])), "–")
     for record in records:
-        value, low, high = record["increase"]
         grid.add_row(
             record["kind"],
             f"{size(record['size'])}\n÷ {record['source_size'] / record['size']:.2f}",
-            interval(record["perplexity"]),
-            f"{value:+.1%}\n{low:+.1%} to {high:+.1%}",
-            number(record["mean_kl"]),
-            percent(record["top1_agreement"]),
-            f"{record['same_texts']} of {len(record['texts'])}",
+            below(interval(record["perplexity"])),
+            below(rise(record["increase"])),
         )
+    return grid
+
+
+def nearness(lines: Sequence[tuple[str, Mapping[str, Any]]], answers: int) -> Table:
+    """How near each is to its source.
+
+    Args:
+        lines: names and figures.
+        answers: that were asked for.
+    """
+    grid = slim_table()
+    for name in ("", "mean KL", "top-1", "answers"):
+        grid.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for name, found in lines:
+        same = f"{found['same_texts']} of {answers}"
+        grid.add_row(name, below(divergence(found)), below(agreement(found)), same)
     return grid
 
 
@@ -118,12 +131,6 @@ def _cost(records: Sequence[Mapping[str, Any]]) -> Table:
     for record in records:
         grid.add_row(record["kind"], *_speeds({key: values[1] for key, values in record["cost"].items()}))
     return grid
-
-
-def interval(found: Sequence[float]) -> str:
-    """A value, and below it its bounds."""
-    value, low, high = found
-    return f"{number(value)}\n{number(low)} to {number(high)}"
 
 
 def _speeds(cost: Mapping[str, float]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunekit.compress.tasks import read
+from tunekit.compress.words import agreement, beside, divergence, interval, rise
 from tunekit.core.errors import UserError
 from tunekit.core.files import write_atomic
 from tunekit.core.front_matter import LICENCE_KEYS, as_yaml
@@ -18,7 +19,6 @@ from tunekit.runs.front_matter import UNKNOWN
 from tunekit.runs.scrub import Scrubber
 from tunekit.runs.snippet import loading_words
 from tunekit.runs.verdict import metric_name
-from tunekit.runs.wording import number, percent
 
 MIB = 1 << 20
 
@@ -105,20 +105,21 @@ def _licence(source: Mapping[str, Any], base: str) -> str:
 
 
 def _figures(record: Mapping[str, Any]) -> str:
-    cost, (value, low, high) = record["cost"], record["increase"]
+    cost = record["cost"]
     sizes = [f"{size / MIB:,.1f} MiB" for size in (record["source_size"], record["size"])]
     lines = [
         ("tensors", *sizes),
-        ("perplexity", *(_interval(record[key]) for key in ("source_perplexity", "perplexity"))),
+        ("perplexity", *(beside(interval(record[key])) for key in ("source_perplexity", "perplexity"))),
         ("loads in", *(f"{seconds:.1f} s" for seconds in cost["load_seconds"])),
         ("memory at most", *(f"{peak / MIB:,.0f} MiB" for peak in cost["peak_memory"])),
         ("reads", *(f"{speed:,.0f} tokens/s" for speed in cost["prompt_speed"])),
         ("writes", *(f"{speed:,.0f} tokens/s" for speed in cost["answer_speed"])),
     ]
+    rises, bounds = rise(record["increase"])
     facts = [
-        f"perplexity: {value:+.1%} ({low:+.1%} to {high:+.1%}, paired by row)",
-        f"mean KL divergence from the source: {number(record['mean_kl'])} nats a position; the likeliest token is the "
-        f"same at {percent(record['top1_agreement'])} of the positions",
+        f"perplexity: {rises} ({bounds}, paired by row)",
+        f"mean KL divergence from the source: {beside(divergence(record))} nats a position; the likeliest token is the "
+        f"same at {beside(agreement(record))} of the positions",
         f"greedy answers that are the same: {record['same_texts']} of {len(record['texts'])}",
     ]
     about = (
@@ -126,11 +127,6 @@ def _figures(record: Mapping[str, Any]) -> str:
         f"{record['positions']:,} positions. Speeds and memory are those of one machine."
     )
     return f"{_table(('', 'source', 'this model'), lines)}\n{_list(facts)}\n{about}\n"
-
-
-def _interval(found: Sequence[float]) -> str:
-    value, low, high = found
-    return f"{number(value)} ({number(low)} to {number(high)})"
 
 
 def _tasks(asked: Sequence[Mapping[str, Any]]) -> str:

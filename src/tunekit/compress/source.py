@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-import struct
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import islice
 from math import prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tunekit.compress.bare import bare_model
 from tunekit.compress.contract import Role, Weight
-from tunekit.compress.merge import Request, merge
-from tunekit.core.errors import MachineError, UserError
+from tunekit.compress.merged import merged
+from tunekit.compress.scratch import scratch
+from tunekit.compress.stored import BITS, headers
+from tunekit.core.errors import UserError
 from tunekit.core.front_matter import licence_files, license_of
 from tunekit.core.progress import Screen
 from tunekit.model import artefact
@@ -34,9 +34,6 @@ from tunekit.runs.layout import RunFolder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DTYPE_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8,
-              "F8_E4M3": 8, "F8_E5M2": 8}  # fmt: skip
-"""Bits of a value by safetensors' names of types."""
 _TABLES = (".inv_freq", ".masked_bias")
 """Ends of names of what older versions of transformers saved, and no version loads."""
 _SCORES = "a reward model is used as it is: `reward: [{model: ...}]`"
@@ -101,34 +98,33 @@ class Source:
 
 
 @contextmanager
-def opened(name: str, revision: str | None, screen: Screen) -> Iterator[Source]:
-    """A model as a plain folder; an adapter is merged into its base first, and that merge is proven.
+def opened(name: str, revision: str | None, screen: Screen, target: Path) -> Iterator[Source]:
+    """A model as a plain folder; an adapter is merged into its base first, and that merge is proven, if it was not yet.
 
     Args:
         name: run folder, adapter, model folder, Hub id, or ``builtin:<name>``.
         revision: of a Hub id.
         screen: is told of a merge.
+        target: what is made of it; a merge lies hidden beside.
 
     Raises:
         UserError: there is no such model, it cannot be merged, it scores, or its weights are quantized already.
         MachineError: files that are missing or not as they were saved.
     """
     path = Path(name).expanduser()
-    with TemporaryDirectory(prefix="tunekit-source-") as place:
-        if name.startswith("builtin:") or not path.is_dir():
-            yield _named(name, revision, Path(place))
-            return
-        if revision is not None:
-            raise UserError(f"'{name}' is a folder, which has no revisions", where="--revision", fix="leave it out")
-        found = find(path)
-        _check(found)
-        above = found.folder.resolve().parent
-        run = RunFolder(above) if (above / "plan.json").exists() else None
-        folder, facts = found.folder, dict((found.manifest or {}).get("base") or {})
-        if found.base is not None:
-            folder = Path(place) / "merged"
-            screen.say(f"{name}: its {found.kind_word} adapter is merged into the base first")
-            merge(Request(path, folder, noted=False), screen)
+    if name.startswith("builtin:") or not path.is_dir():
+        with scratch("source") as place:
+            yield _named(name, revision, place)
+        return
+    if revision is not None:
+        raise UserError(f"'{name}' is a folder, which has no revisions", where="--revision", fix="leave it out")
+    found = find(path)
+    _check(found)
+    above = found.folder.resolve().parent
+    run = RunFolder(above) if (above / "plan.json").exists() else None
+    facts = dict((found.manifest or {}).get("base") or {})
+    with ExitStack() as stack:
+        folder = found.folder if found.base is None else stack.enter_context(merged(path, found, target, screen))
         refuse_quantized(folder, name)
         yield Source(name, folder, run, facts or {"name": path.resolve().name})
 
@@ -174,33 +170,6 @@ def refuse_quantized(folder: Path, name: str) -> None:
                         fix="name the model that they were quantized from")  # fmt: skip
 
 
-def headers(folder: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
-    """Of every tensor that is loaded from a folder: (safetensors' name of its type, shape, bytes).
-
-    Raises:
-        UserError: there are no weights.
-        MachineError: a file's head cannot be read, or the file is shorter than it says.
-    """
-    found: dict[str, tuple[str, tuple[int, ...], int]] = {}
-    for path in artefact.weight_files(folder):
-        try:
-            with path.open("rb") as file:
-                (size,) = struct.unpack("<Q", file.read(8))
-                head = json.loads(file.read(min(size, path.stat().st_size)))
-            found |= {
-                key: (value["dtype"], tuple(value["shape"]), value["data_offsets"][1] - value["data_offsets"][0])
-                for key, value in head.items()
-                if key != "__metadata__"
-            }
-            whole = 8 + size + max((v["data_offsets"][1] for k, v in head.items() if k != "__metadata__"), default=0)
-        except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise MachineError("the file of weights cannot be read", where=str(path), fix="save it again") from error
-        if path.stat().st_size != whole:
-            raise MachineError(f"the file has {path.stat().st_size:,} bytes; its head says {whole:,}", where=str(path),
-                               fix="save it again")  # fmt: skip
-    return found
-
-
 def weights_of(folder: Path) -> tuple[Weight, ...]:
     """The tensors of a folder, each with what it is in the model.
 
@@ -215,7 +184,7 @@ def weights_of(folder: Path) -> tuple[Weight, ...]:
     for stored, (dtype, shape, _) in sorted(tensors.items()):
         name, role = places[stored]
         shared = skeleton.tied and role == "embedding"
-        found.append(Weight(name, shape, DTYPE_BITS.get(dtype, 16), role, tied=shared, stored=stored, model=model))
+        found.append(Weight(name, shape, BITS.get(dtype, 16), role, tied=shared, stored=stored, model=model))
     return tuple(found)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import tunekit
 from tunekit.compress import calibration, proof, sizes
-from tunekit.compress.contract import TRANSFORMERS
+from tunekit.compress.contract import TRANSFORMERS, Weight
 from tunekit.compress.parity import world_prompts
 from tunekit.compress.proof import Measured, NotProvenError
 from tunekit.compress.source import Source
@@ -72,15 +72,27 @@ class Trial:
                 what = f"no task has a score of which more is better: {names}"
                 raise UserError(what, where="--max-score-loss", fix=fix)
 
-    def figures(self, name: str, runtime: str, folder: Path, expected: float, *, exact: bool = False) -> dict[str, Any]:
+    def figures(
+        self, name: str, runtime: str, folder: Path, expected: float, *, exact: bool = False,
+        parts: Sequence[tuple[Weight, float]] = (),
+    ) -> dict[str, Any]:  # fmt: skip
         """What an artefact costs and saves, if it is sound; see `proof.figures`.
+
+        Args:
+            name: what it is called.
+            runtime: what loads it.
+            folder: of the artefact.
+            expected: its bytes by the arithmetic.
+            exact: it may equal its source.
+            parts: the bytes of each of the source's weights in it, where their names are known there.
 
         Raises:
             NotProvenError: it is not.
         """
         with self.screen.step(f"proving {name}, in a fresh process"):
             after = self._measured(name, runtime, folder, first=False)
-        proof.judge(self.before, after, expected, exact=exact)
+        odd = list(sizes.odd(name, folder, parts)) if parts else []
+        proof.judge(self.before, after, expected, exact=exact, odd=odd)
         return proof.figures(self.before, after)
 
     def held(self, name: str, runtime: str, folder: Path, found: Mapping[str, Any], fix: str) -> dict[str, Any]:
@@ -163,7 +175,7 @@ class Trial:
         spec = self.wanted.proof
         values = proof.measure(runtime, folder, self.rows, self.kept, first=first, threads=_threads(),
                                prompts=spec.answers, new_tokens=spec.new_tokens)  # fmt: skip
-        return Measured(name, sizes.stored(folder), values)
+        return Measured(name, self.source.size if first else sizes.stored(folder), values)
 
 
 def _threads() -> int:

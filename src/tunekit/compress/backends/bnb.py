@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -29,6 +29,8 @@ DEVICES: Mapping[str, tuple[str, ...]] = {}
 RUNTIME = TRANSFORMERS
 BLOCK, NESTED = 64, 256
 """Weights that share a scale, and scales that share one of their own."""
+PACKED = 32
+"""Rows that are packed together where a processor has instructions for it, in blocks that share a scale."""
 _OFFSET = 0.12345678901234567
 """Stands for the mean of the scales: its digits are written out beside each tensor."""
 
@@ -41,9 +43,36 @@ class Config(Block):
 
 
 def problems(kind: str, config: Config, model: Mapping[str, Any], weights: Sequence[Weight]) -> list[Problem]:
-    """What stands against it: options of 4 bits for 8, names in `skip`, experts that it would pass over."""
+    """What stands against it: options of 4 bits for 8, names in `skip`, experts that it would pass over, shapes."""
     own = frozenset[str]() if kind == "int8" else frozenset({"double_quant"})
-    return list(common_problems(kind, config, model, weights, own=own, turned=True))
+    found = list(common_problems(kind, config, model, weights, own=own, turned=True))
+    return found if found or kind == "int8" or not _packs() else list(_unpackable(config, weights))
+
+
+def _packs() -> bool:
+    """Whether this processor packs 4-bit weights anew before it computes with them; found by what users load them by.
+
+    Training and evaluation of tunekit's own keep it from that, see `kbit.keep_unpacked`.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return False
+    from bitsandbytes.functional import has_avx512bf16
+
+    return bool(has_avx512bf16())
+
+
+def _unpackable(config: Config, weights: Sequence[Weight]) -> Iterator[Problem]:
+    odd = [w for w in weights if is_quantized(w, config.skip) and (w.shape[0] % PACKED or w.shape[1] % BLOCK)]
+    if odd:
+        rows, columns = odd[0].shape
+        what = f"'{odd[0].name}' and {len(odd) - 1} more are" if len(odd) > 1 else f"'{odd[0].name}' is"
+        yield Problem(
+            f"{what} of {rows} x {columns} numbers or the like; on this processor bitsandbytes computes with 4-bit "
+            f"weights only where these are multiples of {PACKED} and {BLOCK}",
+            where="skip", fix="leave them out: `to: [{kind: nf4, skip: [...]}]`; or take another kind",
+        )  # fmt: skip
 
 
 def bits(kind: str, config: Config, weight: Weight) -> float:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tunekit.compress.contract import TRANSFORMERS, Making, Weight
 from tunekit.core.errors import Problem
@@ -26,7 +27,14 @@ RUNTIME = TRANSFORMERS
 class Config(Block):
     """Options of plain weights."""
 
-    shard_size: str = Field("5GB", pattern=r"^[1-9]\d*(KB|MB|GB)$", description="of a file, at most, such as 2GB")
+    shard_size: str = Field("5GB", description="of a file, at most, such as 2GB")
+
+    @field_validator("shard_size")
+    @classmethod
+    def _is_size(cls, value: str) -> str:
+        if re.fullmatch(r"[1-9]\d*(KB|MB|GB)", value) is None:
+            raise ValueError("a whole number of KB, MB or GB, such as 2GB")
+        return value
 
 
 def problems(kind: str, config: Config, model: Mapping[str, Any], weights: Sequence[Weight]) -> list[Problem]:

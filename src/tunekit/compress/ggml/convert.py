@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,12 +59,10 @@ def plan(source: Path, config: PretrainedConfig, kind: str, skip: Sequence[str])
     Raises:
         UserError: a tensor has no name in llama.cpp.
     """
-    import gguf
     from safetensors import safe_open
 
     model = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    arch = getattr(gguf.MODEL_ARCH, families.family_of(config.model_type).arch)
-    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    name_of = names_of(config)
     known, found = {weight.stored: weight for weight in weights_of(source)}, []
     for path in artefact.weight_files(source):
         with safe_open(str(path), "pt") as file:
@@ -72,13 +70,22 @@ def plan(source: Path, config: PretrainedConfig, kind: str, skip: Sequence[str])
                 weight = Weight(**{**vars(known[key]), "model": model})
                 if weight.role == "unused":
                     continue
-                name = names.get_name(weight.name.removeprefix("transformer."), try_suffixes=(".weight", ".bias"))
+                name = name_of(weight.name)
                 if name is None:
                     raise UserError(f"the tensor '{key}' has no place in llama.cpp's '{config.model_type}'",
                                     where=str(path.name), fix=families.ELSEWHERE)  # fmt: skip
                 own = {"F32": "F32", "BF16": "BF16", "F16": "F16"}.get(file.get_slice(key).get_dtype(), "F32")
                 found.append(Tensor(name, _type(kind, weight, skip, own), weight, path))
     return found
+
+
+def names_of(config: PretrainedConfig) -> Callable[[str], str | None]:
+    """What gives the name in the file of a tensor of transformers' model; None for one that has no place there."""
+    import gguf
+
+    arch = getattr(gguf.MODEL_ARCH, families.family_of(config.model_type).arch)
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    return lambda name: names.get_name(name.removeprefix("transformer."), try_suffixes=(".weight", ".bias"))
 
 
 def _type(kind: str, weight: Weight, skip: Sequence[str], own: str) -> str:

@@ -7,12 +7,12 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tunekit.compress.dtypes import round_weights
 from tunekit.compress.merge import Request, merge
-from tunekit.compress.source import headers
+from tunekit.compress.scratch import scratch
+from tunekit.compress.stored import dtypes, headers
 from tunekit.core.errors import DataError, UserError
 from tunekit.core.progress import Screen, Silent
 from tunekit.model.names import TINY
@@ -34,7 +34,6 @@ KEPT = ("recipe.yaml", "metrics.jsonl", "report.html")
 """What is kept of the run, beside its model; its other files are about folders that are gone."""
 CHANCE = 0.01
 """Share of the proof's rows that may be in the healing's data as well: short texts are alike by chance."""
-_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,8 @@ class Healing:
             Stopped: somebody asked it to end.
         """
         plan = resolve(self._recipe(pruned, folder), self.path, probe(), str(folder))
-        with screen.step("reading the rows to heal by"), TemporaryDirectory(prefix="tunekit-heal-") as place:
-            prepared = Inputs(plan.recipe, self.path.parent).prepare(Silent(), Path(place))
+        with screen.step("reading the rows to heal by"), scratch("heal") as place:
+            prepared = Inputs(plan.recipe, self.path.parent).prepare(Silent(), place)
             self._apart(prepared, proven, screen)
         return run(Job(plan, self.path.read_text(encoding="utf-8-sig"), ("--quiet",)), screen)
 
@@ -128,9 +127,8 @@ def whole_model(run_folder: Path, target: Path, pruned: Path, screen: Screen) ->
             shutil.copytree(path, target / path.name)
         elif path.name not in ("MANIFEST.json", "README.md", "merge.json"):
             shutil.copyfile(path, target / path.name)
-    types = {name: _TYPES[kind] for name, (kind, _, _) in headers(pruned).items() if kind in _TYPES}
     if {kind for kind, _, _ in headers(target).values()} != {kind for kind, _, _ in headers(pruned).values()}:
-        _narrow(target, types)
+        _narrow(target, dtypes(pruned))
 
 
 def _narrow(folder: Path, types: dict[str, str]) -> None:

@@ -7,7 +7,6 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from tunekit.compress import fresh, sizes
@@ -15,6 +14,7 @@ from tunekit.compress.contract import TRANSFORMERS
 from tunekit.compress.proof import NotProvenError
 from tunekit.compress.prune import heal, layers, recipe, zeros
 from tunekit.compress.prune.heal import Healing
+from tunekit.compress.scratch import scratch
 from tunekit.compress.smaller_card import Said, write_card
 from tunekit.compress.source import Source, opened
 from tunekit.compress.trial import Trial
@@ -29,7 +29,8 @@ from tunekit.model.tokenizer import embedding_rows, load_config
 from tunekit.recipe.schema import ModelBlock
 
 RECORD = "prune.json"
-SAME = ("perplexity", "increase", "mean_kl", "top1_agreement", "same_texts")
+SAME = ("perplexity", "increase", "mean_kl", "mean_kl_interval", "top1_agreement", "top1_agreement_interval",
+        "same_texts")  # fmt: skip
 """Figures that are kept of the model before it was healed."""
 
 
@@ -71,12 +72,13 @@ class Job:
             raise UserError(f"no text is looked at by '{self.wanted.way}'", where="--calib", fix="leave it out")
         if self.healing is not None:
             self.healing.read()
-        with opened(self.wanted.model, self.wanted.revision, self.screen) as source, ExitStack() as stack:
+        with ExitStack() as stack:
+            source = stack.enter_context(opened(self.wanted.model, self.wanted.revision, self.screen, self.target))
             raise_all(UserError, way.problems(config, layers.find_decoder(layers.skeleton(source.folder))))
             raise_all(MachineError, list(sizes.faulty(source.folder)))
             if self.healing is not None:
                 self.healing.look(source.folder)
-            kept = Path(stack.enter_context(TemporaryDirectory(prefix="tunekit-proof-")))
+            kept = stack.enter_context(scratch("proof"))
             trial = Trial(self.wanted, self.base, source, kept, self.screen)
             trial.begin(calibrated=way.CALIBRATED)
             with staged(self.target) as staging:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tunekit.compress.dtypes import round_weights
 from tunekit.compress.prune.contract import Pruning
 from tunekit.compress.prune.layers import find_decoder
-from tunekit.compress.source import headers
+from tunekit.compress.stored import dtypes
 from tunekit.core.errors import MachineError, UserError, raise_all
 from tunekit.core.registry import PRUNERS
 from tunekit.model.quiet import hushed
@@ -23,7 +23,6 @@ CLOSE = {"float32": 1e-3}
 CLOSE_ROUNDED = 0.05
 """What is read back must answer as what was chosen did: the root mean square of the differences of logits, to this part
 of that of the logits. In 16 bits the same sums without their zeros are rounded otherwise."""
-_TORCH = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # from the names in safetensors files
 
 
 def work(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,7 +64,7 @@ def load(folder: Path) -> tuple[PreTrainedModel, dict[str, str]]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    types = {name: _TORCH[stored] for name, (stored, _, _) in headers(folder).items() if stored in _TORCH}
+    types = dtypes(folder)
     every = set(types.values())
     dtype = every.pop() if len(every) == 1 else "float32"
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(

@@ -11,10 +11,11 @@ from rich.text import Text
 
 from tunekit.compress.prune.job import RECORD
 from tunekit.compress.prune.zeros import share
-from tunekit.compress.show import interval, size
+from tunekit.compress.show import nearness, size
 from tunekit.compress.task_words import tasks_grid
+from tunekit.compress.words import below, interval, rise
 from tunekit.runs.summary import pairs, slim_table
-from tunekit.runs.wording import number, percent
+from tunekit.runs.wording import percent
 
 
 def went(record: Mapping[str, Any]) -> str:
@@ -33,22 +34,15 @@ def console(record: Mapping[str, Any], folder: Path) -> RenderableType:
     """A line for the source, the pruned model, and the healed one; then what went, and where everything lies."""
     grid = slim_table()
     grid.add_column("", no_wrap=True)
-    for name in ("size", "perplexity", "rises by", "mean KL", "top-1", "answers"):
+    for name in ("size", "perplexity", "rises by"):
         grid.add_column(name, justify="right", no_wrap=True)
-    grid.add_row("source", size(record["source_size"]), interval(record["source_perplexity"]), *["–"] * 4)
-    answers = len(record["texts"])
-    if "healing" in record:
-        _add(grid, "pruned", size(record["size"]), record["healing"]["before"], answers)
-    _add(grid, "healed" if "healing" in record else "pruned", size(record["size"]), record, answers)
+    grid.add_row("source", size(record["source_size"]), below(interval(record["source_perplexity"])), "–")
+    last = "healed" if "healing" in record else "pruned"
+    lines = [*([("pruned", record["healing"]["before"])] if "healing" in record else []), (last, record)]
+    for name, found in lines:
+        grid.add_row(name, size(record["size"]), below(interval(found["perplexity"])), below(rise(found["increase"])))
     words = f"{went(record)}; on {record['rows_measured']} rows ({record['rows']}), {record['positions']:,} positions"
-    asked = tasks_grid([("healed" if "healing" in record else "pruned", record)])
+    asked = tasks_grid([(last, record)])
     load = f"AutoModelForCausalLM.from_pretrained({str(folder)!r})"
     facts = pairs([("model", str(folder)), ("record", str(folder / RECORD)), ("use", load)])
-    return Group(grid, "", *asked, Text(words, style="dim"), "", facts)
-
-
-def _add(grid: Any, name: str, takes: str, found: Mapping[str, Any], answers: int) -> None:
-    value, low, high = found["increase"]
-    rise = f"{value:+.1%}\n{low:+.1%} to {high:+.1%}"
-    grid.add_row(name, takes, interval(found["perplexity"]), rise, number(found["mean_kl"]),
-                 percent(found["top1_agreement"]), f"{found['same_texts']} of {answers}")  # fmt: skip
+    return Group(grid, "", nearness(lines, len(record["texts"])), "", *asked, Text(words, style="dim"), "", facts)
