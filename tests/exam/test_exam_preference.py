@@ -223,6 +223,7 @@ def train(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_as_by_itself(train, job, tmp_path):
     """Its own held-out pairs, the same rows from a file, and each score by PEFT and transformers alone."""
     from peft import PeftModel

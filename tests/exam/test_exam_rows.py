@@ -236,6 +236,7 @@ def ledger_of(run):
     return {str(entry.origin).rpartition("/")[2] for entry in ledger if entry.split == "eval"}
 
 
+@pytest.mark.slow
 def test_the_same_rows_prepared_for_a_recipe_that_holds_out_others_are_not_taken(held, place):
     """Their content, and so their fingerprint, is the same; the run's own are gone from the cache."""
     from tunekit.cli.app import app

@@ -258,6 +258,7 @@ def test_answers_are_written_once_for_a_teacher(sequenced, monkeypatch, tmp_path
         prepared_of(sequenced.model_copy(update={"recipe": changed}))
 
 
+@pytest.mark.slow
 def test_the_teachers_own_number_stands_in_the_record(sequenced, plan_of, run_plan):
     """Against an evaluation of the teacher as the base of a run of sft."""
     teacher = record_of(sequenced)["evaluation"]["teacher"]
@@ -428,7 +429,8 @@ def test_stopped_and_gone_on_with_is_as_if_never_stopped(name, plan_of, run_plan
     assert [sha256_file(path) for path in files[0]] == [sha256_file(path) for path in files[1]]
 
 
-@pytest.mark.parametrize("step", [2, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [2, 0])
 def test_stopped_among_the_students_answers_it_ends_at_once_and_goes_on(step, plan_of, run_plan, ask_in):
     """After the second of a step's four; the run that goes on draws them all."""
     from tunekit.core.progress import Silent

@@ -37,7 +37,7 @@ def first(trainer):
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "bf16"])
 def test_the_reference_is_computed_in_the_arithmetic_of_training(method, precision, tuned, preference_plan, ready_of):
     """A step's batch is one of the reference's as well: they agree to the bit, also in mixed precision."""
     start = {"adapter": LORA | {"start": tuned}, "train__precision": precision}
@@ -46,7 +46,9 @@ def test_the_reference_is_computed_in_the_arithmetic_of_training(method, precisi
     assert abs(line["reward_margin"]) < 1e-6
 
 
-@pytest.mark.parametrize("quantized", [{}, NF4], ids=["whole weights", "4 bits"])
+@pytest.mark.parametrize(
+    "quantized", [{}, pytest.param(NF4, marks=pytest.mark.slow)], ids=["whole weights", "4 bits"]
+)
 def test_an_adapter_is_put_on_its_base(quantized, tuned, preference_plan, ready_of):
     """The policy that begins with it begins as this reference, to the bit; a fresh one does not."""
     sets = TINY | quantized | {"train__batch_size": 4, "dpo": {"reference": tuned}}
@@ -81,6 +83,7 @@ def test_its_values_are_those_of_peft(tuned, preference_plan, ready_of):
             at += size
 
 
+@pytest.mark.slow
 def test_a_whole_model_of_4_bits(preference_plan, ready_of):
     """transformers' Trainer takes no quantized weights without an adapter; it need not."""
     plan = preference_plan("dpo", 4, dpo={"reference": "builtin:tiny"}, train__batch_size=4, **(TINY | NF4))

@@ -63,7 +63,7 @@ def held_out(session_of, plan):
     return eval_items(session_of(plan)[0].prepared)
 
 
-@pytest.mark.parametrize("adapter", [None, LORA])
+@pytest.mark.parametrize("adapter", [None, pytest.param(LORA, marks=pytest.mark.slow)])
 def test_before_and_after_are_a_plain_loops_numbers(adapter, preference_plan, run_plan, session_of):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -123,7 +123,7 @@ with torch.no_grad():
 """
 
 
-@pytest.mark.parametrize("adapter", [None, LORA])
+@pytest.mark.parametrize("adapter", [None, pytest.param(LORA, marks=pytest.mark.slow)])
 def test_a_saved_reward_model_scores_as_the_trainer(adapter, preference_plan, run_plan, session_of, monkeypatch):
     """In transformers, in a fresh process, and in `RewardModel`; its files are those of its manifest."""
     from tunekit.core.errors import MachineError

@@ -106,6 +106,7 @@ def test_answers_are_drawn_from_what_they_are_held_to(reference, quantized, read
         assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_values_of_8_bits_round_by_what_else_is_in_the_batch(quantized, ready_of, monkeypatch, tmp_path):
     """LLM.int8() looks for large inputs in the whole batch: the reference is near, and is not refused."""
     monkeypatch.setenv("HF_HOME", str(tmp_path))
@@ -132,7 +133,8 @@ def test_stopped_pairs_go_on_as_if_never_stopped(case, quantized, run_plan, ask_
     assert text_of(cut) == text_of(whole)
 
 
-@pytest.mark.parametrize("case", ["ppo separate", *(pytest.param(c, marks=pytest.mark.slow) for c in ("ppo", "grpo"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["ppo separate", "ppo", "grpo"])
 def test_stopped_among_windows_goes_on_as_if_never_stopped(case, quantized, run_plan, ask_at, go_on):
     block = {"rollout_steps": 2, "passes": 2}
     whole = quantized(case, block=block, train__max_steps=4, data__eval={"count": 2}, eval__every=3)

@@ -201,15 +201,12 @@ def test_the_values_do_not_move_the_policy(value_coef, plan_of, prompts, sharp, 
     assert apart > 1e-2 if value_coef else apart < 1e-5
 
 
-def cases():
-    """Step 3 is in the middle of a window, 4 its border."""
-    for adapter in (None, LORA):
-        for at in (3, 4):
-            slow = adapter is not None or at == 4
-            yield pytest.param(adapter, at, marks=[pytest.mark.slow] if slow else [])
+CASES = [(adapter, at) for adapter in (None, LORA) for at in (3, 4)]
+"""Step 3 is in the middle of a window, 4 its border."""
 
 
-@pytest.mark.parametrize(("adapter", "at"), cases())
+@pytest.mark.slow
+@pytest.mark.parametrize(("adapter", "at"), CASES)
 def test_stopped_and_gone_on_with_is_as_if_never_stopped(adapter, at, plan_of, sharp, run_plan, ask_at, tmp_path):
     from safetensors.torch import load_file
 

@@ -81,6 +81,7 @@ def test_micro_batches_and_accumulation_do_not_change_the_step(plan_of, talks, s
         assert step == pytest.approx(found[8], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_weights_and_another_seed_others(plan_of, run_plan):
     from tunekit.core.files import sha256_file
 

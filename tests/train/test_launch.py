@@ -142,6 +142,7 @@ def test_a_rank_that_answers_no_signal_is_killed(case):
     assert time.monotonic() - before < 10
 
 
+@pytest.mark.slow
 def test_the_error_of_the_first_rank_is_raised_not_the_noise_of_the_others(case):
     two = case("joins", "refuses")
     two.begin()
@@ -264,9 +265,8 @@ def test_a_rank_whose_launcher_is_gone_does_not_start(case):
     assert not two.pids()
 
 
-@pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_is_handed_on_once_and_what_rank_0_tells_comes_back(case, signum, code):
     two = case("stops", "stops")
     process = launcher(two)

@@ -52,6 +52,7 @@ def tables(model):
     return found[:1] if found[0] is found[1] else found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "adapter", [pytest.param(None, marks=pytest.mark.slow), {"kind": "lora", "r": 4}], ids=["full", "lora"]
 )
