@@ -1,7 +1,7 @@
 """What smaller models cost and save: every kind that can be made here, GPTQ beside rounding, Wanda beside magnitude.
 
     python benchmarks/compression.py [--parts kinds,rounding,sparsity,healing] [--model builtin:tiny] [--to nf4,q8_0]
-        [--data FILE] [--calib FILE] [--rows 128] [--answers 8] [--new-tokens 32] [--group 64] [--keep DIR] ...
+        [--data FILE] [--calib FILE] [--rows 128] [--calib-rows 256] [--calib-length 512] [--answers 8] [--keep DIR] ...
 
 - kinds: `tunekit quantize` of the model to each kind; size on the disk beside the arithmetic, quality, time, memory.
 - rounding: gptq4 and rtn4 with the same groups, and the change of perplexity from the one to the other, row by row.
@@ -71,12 +71,13 @@ def large(folder: Path) -> Path:
 def rows_of(options: argparse.Namespace) -> dict[str, Any]:
     """What is measured on, and what is looked at, as keys of a recipe."""
     proof = {"rows": options.rows, "answers": options.answers, "new_tokens": options.new_tokens}
+    looked = {"rows": options.calib_rows, "length": options.calib_length}
     own = (Path(options.model) / "plan.json").exists() and not options.data and not options.calib
     if own:
-        return {"proof": proof}
+        return {"proof": proof, "calibration": looked}
     data = {"path": str(Path(options.data).resolve())} if options.data else TEXT
     read = {"path": str(Path(options.calib).resolve())} if options.calib else READ
-    return {"proof": proof | {"data": [data]}, "calibration": {"data": [read]}}
+    return {"proof": proof | {"data": [data]}, "calibration": looked | {"data": [read]}}
 
 
 def quantized(options: argparse.Namespace, model: str, to: Sequence[Any], target: Path) -> list[dict[str, Any]]:
@@ -277,6 +278,8 @@ def main() -> None:
     parser.add_argument("--to", default="", help="kinds; default: all that can be made here")
     parser.add_argument("--data", default="", help="rows to measure on")
     parser.add_argument("--calib", default="", help="rows that are looked at")
+    parser.add_argument("--calib-rows", type=int, default=256, help="so many of them")
+    parser.add_argument("--calib-length", type=int, default=512, help="tokens of each that are looked at")
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--answers", type=int, default=8)
     parser.add_argument("--new-tokens", type=int, default=32)

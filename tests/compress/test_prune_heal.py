@@ -114,7 +114,7 @@ def test_a_quarter_of_the_depth_healed_has_most_of_the_score_again(tmp_path):
         invoke("eval", "--model", model, "--baseline", "none", "--data", rows, "--metrics", "exact_match",
                "--set", "contamination.check=false", "--set", "forgetting.check=false",
                "--output", tmp_path / name)  # fmt: skip
-        (task,) = json.loads((tmp_path / name / "record.json").read_text())["evaluation"]["tasks"]
+        (task,) = json.loads((tmp_path / name / "record.json").read_text())["tasks"]
         return task["tuned"]["value"]
 
     rows = tmp_path / "held_out.jsonl"

@@ -335,7 +335,7 @@ def test_a_share_of_one_or_more_has_its_sign(text, model, tmp_path):
     ("model", "wanted"), [("runs/x/", "runs/x-small"), ("builtin:tiny", "tiny-small"), (".", "w-small")]
 )
 def test_an_artefact_lies_beside_its_model(model, wanted, tmp_path, monkeypatch):
-    from tunekit.cli.quantize import named_after
+    from tunekit.cli.smaller import named_after
 
     (tmp_path / "w" / "runs" / "x").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "w")

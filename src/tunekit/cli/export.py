@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tunekit.cli.quantize import named_after, refuse_recipe, share, show, sources
 from tunekit.cli.shared import Debug, Json, Quiet, guard
+from tunekit.cli.smaller import Rows, named_after, proof_keys, refuse_recipe, show
 from tunekit.cli.stopping import stoppable
 from tunekit.core.errors import UserError
 
@@ -32,9 +32,7 @@ def export(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="New folder; default: MODEL-<what it is exported to>.")
     ] = None,
-    data: Annotated[
-        list[str] | None, typer.Option("--data", "-d", help="Rows to compare on; default: the run's held-out rows.")
-    ] = None,
+    data: Rows = None,
     limit: Annotated[str, typer.Option("--max-ppl-increase", help="Refuse where perplexity rises by more.")] = "5%",
     quiet: Quiet = False,
     json: Json = False,
@@ -61,8 +59,8 @@ def export(
             known = ", ".join(plugin.KINDS)
             raise UserError(f"'{kind}' is no type for {to}", where="--dtype", fix=f"one of {known}")
         refuse_recipe(model, "export")
-        named: dict[str, Any] = {"to": [{"kind": kind}], "to.0.shard_size": shard_size, "proof.data": sources(data)}
-        named["proof.max_ppl_increase"] = share(limit, "--max-ppl-increase")
+        named: dict[str, Any] = {"to": [{"kind": kind}], "to.0.shard_size": shard_size}
+        named |= proof_keys(None, data, limit, None)
         with in_words_of(PROOF | {"to.0.shard_size": "--shard-size"}):
             recipe = check(document(model, named))
         target = output or named_after(model, to)

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tunekit.cli.quantize import named_after, refuse_recipe, share, sources
 from tunekit.cli.shared import Debug, Json, Overrides, Quiet, guard
+from tunekit.cli.smaller import Calib, MaxIncrease, MaxLoss, Rows, named_after, proof_keys, refuse_recipe
 from tunekit.cli.stopping import stoppable
 from tunekit.core.errors import UserError
 
@@ -46,18 +46,10 @@ def prune(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="New folder; default: MODEL-<the way>.", metavar="DIR")
     ] = None,
-    calib: Annotated[
-        list[str] | None, typer.Option("--calib", help="Rows that are looked at; default: the run's training data.")
-    ] = None,
-    data: Annotated[
-        list[str] | None, typer.Option("--data", "-d", help="Rows to measure on; default: the run's held-out rows.")
-    ] = None,
-    limit: Annotated[
-        str | None, typer.Option("--max-ppl-increase", help="Refuse where perplexity rises by more, such as 2%.")
-    ] = None,
-    loss: Annotated[
-        str | None, typer.Option("--max-score-loss", help="Refuse where a task's score falls by more, such as 2%.")
-    ] = None,
+    calib: Calib = None,
+    data: Rows = None,
+    limit: MaxIncrease = None,
+    loss: MaxLoss = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
     json: Json = False,
@@ -75,11 +67,7 @@ def prune(
     """
     with guard(json=json, debug=debug), stoppable():
         named: dict[str, Any] = {"way": way, "sparsity": sparsity, "pattern": pattern, "size": size}
-        named |= {"layers": layers, "by": by, "calibration.data": sources(calib), "proof.data": sources(data)}
-        if limit is not None:
-            named["proof.max_ppl_increase"] = share(limit, "--max-ppl-increase")
-        if loss is not None:
-            named["proof.max_score_loss"] = share(loss, "--max-score-loss", most=1)
+        named |= {"layers": layers, "by": by} | proof_keys(calib, data, limit, loss)
         refuse_recipe(model, "prune")
         wanted = _wanted(model, named, overrides or [])
         _run(wanted, output or named_after(model, way), heal, quiet=quiet, json=json)

@@ -27,6 +27,7 @@ class Weight:
         role: ``linear``: of a linear layer inside the decoder's layers; ``head``; ``embedding``; ``other``: norms,
             biases, and all else; ``unused``: in the file, and never loaded.
         tied: of an embedding: it is the head as well.
+        turned: of a linear layer: it lies as (inputs, outputs), as GPT-2's do.
         stored: its name in the file.
         model: the content of the source's config.json: formats that mix types look at the layers' number.
     """
@@ -36,6 +37,7 @@ class Weight:
     bits: int
     role: Role
     tied: bool = False
+    turned: bool = False
     stored: str = ""
     model: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 

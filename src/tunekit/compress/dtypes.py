@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tunekit.compress.bare import bare_model
-from tunekit.compress.stored import TORCH, headers
+from tunekit.compress.stored import TORCH, WIDTHS, headers
 from tunekit.core.errors import UserError
 from tunekit.model import artefact
 from tunekit.model.names import resolve_name
@@ -17,9 +17,6 @@ from tunekit.model.tokenizer import load_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
-"""Of a number, by the type that it is merged into."""
 
 
 def base_dtype(found: Artefact) -> str:
@@ -46,8 +43,8 @@ def merged_bytes(found: Artefact, dtype: str | None) -> int:
     assert found.base is not None
     if resolve_name(found.base.name).random:
         numbers = sum(int(value.numel()) for value in bare_model(load_config(found.base)).parameters())
-        return numbers * BITS.get(dtype or base_dtype(found), 32) // 8
-    own = (math.prod(shape) * BITS.get(dtype or TORCH.get(stored, ""), 32) for _, stored, shape in _stored(found))
+        return numbers * WIDTHS.get(dtype or base_dtype(found), 32) // 8
+    own = (math.prod(shape) * WIDTHS.get(dtype or TORCH.get(stored, ""), 32) for _, stored, shape in _stored(found))
     return sum(own) // 8
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunekit.compress import fresh
+from tunekit.compress.cut import cut_rows
 from tunekit.core import errors
-from tunekit.core.errors import DataError, DivergedError, Problem
+from tunekit.core.errors import DivergedError, Problem
 from tunekit.data import world
 from tunekit.evaluate.contract import EvalItem
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PROMPTS, NEW_TOKENS = 20, 64
-LENGTH = 1024  # tokens of a row that are looked at
+LENGTH = 1024
+"""Tokens of a row that are looked at."""
 EXACT = 1e-3
 """float32: the largest difference of a logit, for logits up to 10; above, a ten-thousandth of the largest."""
 NOISE = 5e-6
@@ -58,31 +60,9 @@ def world_prompts(tokenizer: PreTrainedTokenizerBase, count: int = PROMPTS) -> l
 
 
 def fitted(rows: Sequence[Any], positions: int | None) -> list[EvalItem]:
-    """At most `PROMPTS` rows, evenly spread, cut to what a model can read and still answer.
-
-    Args:
-        rows: as evaluation takes them.
-        positions: how many the model knows; None for no bound.
-
-    Raises:
-        DataError: no row is long enough to be compared.
-    """
-    room = min(LENGTH, positions or LENGTH)
-    chosen = [row for row in rows if len(row.input_ids) > 1][:: max(1, len(rows) // PROMPTS)][:PROMPTS]
-    if not chosen:
-        raise DataError("there is no row to compare the models on", fix="hold rows out: data.eval")
-    ask = max(1, room - NEW_TOKENS)
-    return [
-        EvalItem(
-            tuple(row.input_ids[:room]),
-            tuple(map(bool, row.trained[:room])),
-            tuple((row.prompt_ids or row.input_ids[: max(1, len(row.input_ids) // 2)])[-ask:]),
-            row.prompt_text,
-            row.reference,
-            row.where,
-        )
-        for row in chosen
-    ]
+    """At most `PROMPTS` rows, as `cut_rows` draws and cuts them."""
+    sizes = {"most": PROMPTS, "length": LENGTH, "new_tokens": NEW_TOKENS, "least": 1}
+    return cut_rows(rows, positions, **sizes, fix="hold rows out: data.eval")
 
 
 def measure(

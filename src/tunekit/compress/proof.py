@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from tunekit.compress import fresh
-from tunekit.core.errors import DataError, DivergedError, Problem, raise_all
+from tunekit.compress.cut import cut_rows
+from tunekit.core.errors import DivergedError, Problem, raise_all
 from tunekit.evaluate.contract import EvalItem
 
 SIZE = 0.03
 """How far the bytes on the disk may be from the arithmetic."""
 SPELLED = 60  # characters of a text that are shown
-LENGTH = 512  # tokens of a row that are looked at
+LENGTH = 512
+"""Tokens of a row that are looked at."""
 
 
 class NotProvenError(DivergedError):
@@ -69,35 +71,9 @@ def measure(
 
 
 def fitted(rows: Sequence[Any], positions: int | None, most: int, new_tokens: int) -> list[EvalItem]:
-    """Rows evenly drawn, cut to what the model can read and still answer.
-
-    Args:
-        rows: as evaluation takes them.
-        positions: how many the model knows; None for no bound.
-        most: so many rows.
-        new_tokens: of an answer.
-
-    Raises:
-        DataError: no row is long enough to be measured on.
-    """
-    room = min(LENGTH, positions or LENGTH)
-    long = [row for row in rows if len(row.input_ids) > 1]
-    if len(long) < 2:
-        what = "there is one row" if long else "there is no row"
-        raise DataError(f"{what} to measure the models on, and two are needed", fix="name rows: --data FILE")
-    count = min(most, len(long))
-    ask = max(1, room - new_tokens)
-    return [
-        EvalItem(
-            tuple(row.input_ids[:room]),
-            tuple(map(bool, row.trained[:room])),
-            tuple((row.prompt_ids or row.input_ids[: max(1, len(row.input_ids) // 2)])[-ask:]),
-            row.prompt_text,
-            row.reference,
-            row.where,
-        )
-        for row in (long[at * len(long) // count] for at in range(count))
-    ]
+    """So many rows at most, as `cut_rows` draws and cuts them."""
+    sizes = {"most": most, "length": LENGTH, "new_tokens": new_tokens, "least": 2}
+    return cut_rows(rows, positions, **sizes, fix="name rows: --data FILE")
 
 
 def figures(source: Measured, made: Measured) -> dict[str, Any]:

@@ -184,7 +184,8 @@ def weights_of(folder: Path) -> tuple[Weight, ...]:
     for stored, (dtype, shape, _) in sorted(tensors.items()):
         name, role = places[stored]
         shared = skeleton.tied and role == "embedding"
-        found.append(Weight(name, shape, BITS.get(dtype, 16), role, tied=shared, stored=stored, model=model))
+        lies: dict[str, Any] = {"tied": shared, "turned": name in skeleton.turned, "stored": stored}
+        found.append(Weight(name, shape, BITS.get(dtype, 16), role, model=model, **lies))
     return tuple(found)
 
 
@@ -198,6 +199,7 @@ class _Skeleton:
         modules: their names.
         prefix: what files may leave out at the beginning of names, or have too much.
         tied: head and embedding are one.
+        turned: names of the weights that lie as (inputs, outputs).
         head: name and shape of the head's own weight; None where there is none.
     """
 
@@ -206,6 +208,7 @@ class _Skeleton:
     modules: frozenset[str]
     prefix: str
     tied: bool
+    turned: frozenset[str]
     head: tuple[str, tuple[int, ...]] | None
 
     def places(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, Role]]:
@@ -246,6 +249,7 @@ def _built(folder: Path) -> _Skeleton:
     model = bare_model(load_config(ModelBlock(name=str(folder))), str(folder))
     inner, outer = model.get_input_embeddings(), model.get_output_embeddings()
     found: dict[str, Role] = {}
+    turned = set[str]()
     for name, module in model.named_modules():
         if module is inner or isinstance(module, torch.nn.Embedding):
             found[f"{name}.weight"] = "embedding"
@@ -253,8 +257,9 @@ def _built(folder: Path) -> _Skeleton:
             found[f"{name}.weight"] = "head"
         elif isinstance(module, torch.nn.Linear | Conv1D):
             found[f"{name}.weight"] = "linear"
+            turned |= {f"{name}.weight"} if isinstance(module, Conv1D) else set()
     tied = outer is not None and bool(model.config.get_text_config().tie_word_embeddings)
     modules, states = frozenset(name for name, _ in model.named_modules()), model.state_dict()
     own = next((name for name, role in found.items() if role == "head" and not tied), None)
     head = (own, tuple(states[own].shape)) if own is not None else None
-    return _Skeleton(found, frozenset(states), modules, model.base_model_prefix, tied, head)
+    return _Skeleton(found, frozenset(states), modules, model.base_model_prefix, tied, frozenset(turned), head)

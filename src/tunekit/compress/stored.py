@@ -14,6 +14,8 @@ BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16"
 """Bits of a value by safetensors' names of types."""
 TORCH = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """torch's names of the types that models are computed in, by safetensors' names."""
+WIDTHS = {name: BITS[stored] for stored, name in TORCH.items()}
+"""Bits of a number, by torch's names of these types."""
 
 Head = dict[str, tuple[str, tuple[int, ...], int]]
 

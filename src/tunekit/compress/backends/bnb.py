@@ -64,9 +64,9 @@ def _packs() -> bool:
 
 
 def _unpackable(config: Config, weights: Sequence[Weight]) -> Iterator[Problem]:
-    odd = [w for w in weights if is_quantized(w, config.skip) and (w.shape[0] % PACKED or w.shape[1] % BLOCK)]
+    odd = [w for w in weights if is_quantized(w, config.skip) and (_rows(w) % PACKED or _columns(w) % BLOCK)]
     if odd:
-        rows, columns = odd[0].shape
+        rows, columns = _rows(odd[0]), _columns(odd[0])
         what = f"'{odd[0].name}' and {len(odd) - 1} more are" if len(odd) > 1 else f"'{odd[0].name}' is"
         yield Problem(
             f"{what} of {rows} x {columns} numbers or the like; on this processor bitsandbytes computes with 4-bit "
@@ -75,13 +75,21 @@ def _unpackable(config: Config, weights: Sequence[Weight]) -> Iterator[Problem]:
         )  # fmt: skip
 
 
+def _rows(weight: Weight) -> int:
+    return weight.shape[int(weight.turned)]
+
+
+def _columns(weight: Weight) -> int:
+    return weight.shape[1 - int(weight.turned)]
+
+
 def bits(kind: str, config: Config, weight: Weight) -> float:
     """Bits on the disk for one value, with scales, their own scales, and what else is kept beside a tensor."""
     if not is_quantized(weight, config.skip):
         return kept_bits(weight)
     values = math.prod(weight.shape)
     if kind == "int8":
-        return 8 + (32 * weight.shape[0] + 8) / values  # scales, and one byte that names the format
+        return 8 + (32 * _rows(weight) + 8) / values  # scales, and one byte that names the format
     blocks = math.ceil(values / BLOCK)
     dtype = str(weight.model.get("dtype") or "bfloat16")
     state = {"quant_type": kind, "blocksize": BLOCK, "dtype": dtype, "shape": weight.shape}

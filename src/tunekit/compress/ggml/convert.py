@@ -44,7 +44,7 @@ class Tensor:
     def shape(self) -> tuple[int, ...]:
         """Of the tensor as llama.cpp takes it, slowest dimension first."""
         shape = self.weight.shape
-        return shape[::-1] if kinds.is_transposed(self.weight.name) else shape
+        return shape[::-1] if self.weight.turned else shape
 
 
 def plan(source: Path, config: PretrainedConfig, kind: str, skip: Sequence[str]) -> list[Tensor]:
@@ -171,7 +171,7 @@ def _values(tensors: Sequence[Tensor], config: PretrainedConfig) -> Iterator[np.
     for tensor in tensors:
         with safe_open(str(tensor.path), "pt") as file:
             value: torch.Tensor = file.get_tensor(tensor.weight.stored)
-        if kinds.is_transposed(tensor.weight.name):
+        if tensor.weight.turned:
             value = value.T
         yield families.arrange(tensor.weight.name, value, config).float().contiguous().numpy()
 

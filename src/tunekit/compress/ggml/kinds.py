@@ -47,12 +47,6 @@ _CATEGORIES = {
     **dict.fromkeys(_SCORED, "value"),
     "o_proj": "output", "attn.c_proj": "output", "down_proj": "down", "mlp.c_proj": "down",
 }  # fmt: skip
-_TRANSPOSED = re.compile(r"\bh\.\d+\.\w+\.c_(attn|proj|fc)\.weight$")  # GPT-2 keeps (inputs, outputs)
-
-
-def is_transposed(name: str) -> bool:
-    """Whether a tensor lies as (inputs, outputs) on the disk, as GPT-2's do."""
-    return _TRANSPOSED.search(name) is not None
 
 
 def is_kept(weight: Weight, skip: Sequence[str]) -> bool:
@@ -72,7 +66,7 @@ def type_of(kind: str, weight: Weight, skip: Sequence[str] = ()) -> str:
         return "F32"
     if kind in FLOATS:
         return kind.upper()
-    columns = weight.shape[0] if is_transposed(weight.name) else weight.shape[-1]
+    columns = weight.shape[0] if weight.turned else weight.shape[-1]
     if is_kept(weight, skip):
         return SOURCE_BITS.get(weight.bits, "F16")
     head = weight.role == "head" or weight.tied

@@ -4,55 +4,39 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunekit.compress.bare import bare_model
 from tunekit.compress.contract import Weight
 from tunekit.compress.skipping import is_skipped, skip_problems
+from tunekit.compress.stored import WIDTHS
 from tunekit.core.errors import Problem
 
 if TYPE_CHECKING:
     import torch
 
-TYPES = {"float64": 64, "float32": 32, "bfloat16": 16, "float16": 16}
 
+def experts_of(model: Mapping[str, Any]) -> list[str]:
+    """Names of tensors that hold all experts of a layer, (experts, ...), of a config.json's content.
 
-@dataclass(frozen=True)
-class Structure:
-    """Names of what a model has.
-
-    Args:
-        transposed: linear layers whose weights lie (inputs, outputs), as GPT-2's.
-        experts: tensors that hold all experts of a layer, (experts, ...).
-    """
-
-    transposed: tuple[str, ...]
-    experts: tuple[str, ...]
-
-
-def structure(model: Mapping[str, Any]) -> Structure:
-    """Of a config.json's content; the model is built without memory.
+    The model is built without memory.
 
     Raises:
         UserError: transformers does not know the model.
     """
     import torch
     from transformers import AutoConfig
-    from transformers.pytorch_utils import Conv1D
 
     values = copy.deepcopy(dict(model))
     skeleton = bare_model(AutoConfig.for_model(values.pop("model_type"), **values))
     kernels = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
-    experts = [
+    return [
         f"{name}.{key}".strip(".")
         for name, module in skeleton.named_modules()
         if not isinstance(module, kernels)
         for key, value in module.named_parameters(recurse=False)
         if value.dim() > 2
     ]
-    transposed = [name for name, module in skeleton.named_modules() if isinstance(module, Conv1D)]
-    return Structure(tuple(transposed), tuple(experts))
 
 
 def common_problems(
@@ -75,12 +59,12 @@ def common_problems(
     if model.get("quantization_config") is not None:
         yield Problem("the weights are quantized already", "model", "name the model that they were quantized from")
         return
-    found = structure(model)
-    if found.experts:
-        yield Problem(f"{kind} would pass over the experts ('{found.experts[0]}' holds all of a layer)", "model",
+    if experts := experts_of(model):
+        yield Problem(f"{kind} would pass over the experts ('{experts[0]}' holds all of a layer)", "model",
                       "take a model without experts, or leave this one at 16 bits: --to bfloat16")  # fmt: skip
-    if found.transposed and not turned:
-        yield Problem(f"{kind} would pass over layers as GPT-2's ('{found.transposed[0]}': its weights lie turned)",
+    lying = [weight.name.removesuffix(".weight") for weight in weights if weight.turned]
+    if lying and not turned:
+        yield Problem(f"{kind} would pass over layers as GPT-2's ('{lying[0]}': its weights lie turned)",
                       "model", "take nf4 or int8, which quantize them")  # fmt: skip
     elif not any(is_quantized(weight, config.skip) for weight in weights):
         yield Problem("no linear layer is left to be quantized", "to.skip", "skip fewer of them")
@@ -96,7 +80,7 @@ def kept_bits(weight: Weight) -> float:
 
     transformers loads it in the type that config.json names.
     """
-    return TYPES.get(str(weight.model.get("dtype") or weight.model.get("torch_dtype")), weight.bits)
+    return WIDTHS.get(str(weight.model.get("dtype") or weight.model.get("torch_dtype")), weight.bits)
 
 
 def left_alone(model: torch.nn.Module, skip: Sequence[str]) -> list[str]:
