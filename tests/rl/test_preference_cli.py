@@ -114,6 +114,7 @@ def test_rows_that_are_no_pairs_are_refused(case, run):
     done = run("dpo", change=change)
     assert done.exit_code == 3, done.output
     assert what in done.output and more in done.output and "Traceback" not in done.output
+    assert ("raise data.max_length" in " ".join(done.output.split())) == (case == "long prompts")
 
 
 def test_a_margin_that_is_no_number_loses_its_row(run, tmp_path):

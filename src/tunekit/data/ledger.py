@@ -14,6 +14,8 @@ from tunekit.core.types import Fate, Origin, Split
 
 FATES: tuple[Fate, ...] = ("kept", "truncated", "dropped", "duplicate", "unused")
 SHOWN = 5
+LIMIT = "data.max_length"
+"""Stands in the reasons of rows that are lost because they are too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +192,11 @@ class Ledger:
             kept = counts["kept"] + counts["truncated"]
             if lost and (len(lost) / rows > max_drop_rate or not kept):
                 rate = f"{len(lost) / rows:.1%}; allowed: {max_drop_rate:.1%}"
+                too_long = any(LIMIT in self[number].reason for number in lost)
                 raise DataError(
                     f"{len(lost):,} of {rows:,} {split} rows cannot be used ({rate})",
-                    fix="mend the rows below, or allow more with data.max_drop_rate",
+                    fix=f"mend the rows below,{f' raise {LIMIT},' if too_long else ''} or allow more with "
+                    "data.max_drop_rate",
                     problems=self.problems(lost, ""),
                 )
             if not kept:

@@ -37,7 +37,7 @@ class ModelName:
     shape: dict[str, str] = field(default_factory=dict)
 
 
-_HUB_FIX = "a Hub id looks like org/name"
+_HUB_FIX = "name a folder that is there, or a Hub id: org/name"
 
 
 def resolve_name(text: str, where: Literal["model.name", "model.tokenizer"] = "model.name") -> ModelName:
