@@ -14,7 +14,7 @@ from tunekit.core.registry import METHODS, QUANTIZERS, did_you_mean
 
 if TYPE_CHECKING:
     from tunekit.plan.plan import Plan
-    from tunekit.recipe.schema import ModelBlock
+    from tunekit.recipe.schema import ModelBlock, Recipe
 
 PANEL = "Look before you train"
 SCHEMA = "tunekit.schema.json"
@@ -138,13 +138,20 @@ def describe(plan: Plan, facts: dict[str, Any], steps: int) -> list[tuple[str, s
         ("examples", f"{_to_train(plan, facts)}, {facts['eval_examples']:,} held out"),
         ("global batch", f"{plan.examples_per_step} = {split}"),
         ("steps", f"{steps:,}{_of_a_step(plan)}"),
-        ("learning rate", f"{recipe.train.learning_rate:g}, {recipe.train.schedule}, warm-up {recipe.train.warmup:g}"),
+        ("learning rate", _rate_words(recipe)),
         ("precision", plan.precision),
         ("speed settings", _speed_words(plan)),
         ("device", device),
         ("run folder", plan.run_dir),
         ("plan hash", plan.hash[:16]),
     ]
+
+
+def _rate_words(recipe: Recipe) -> str:
+    from tunekit.recipe.rates import why_rate
+
+    train, why = recipe.train, why_rate(recipe)
+    return f"{train.learning_rate:g}{f' ({why})' if why else ''}, {train.schedule}, warm-up {train.warmup:g}"
 
 
 def _bits_words(model: ModelBlock) -> str:

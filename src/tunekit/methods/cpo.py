@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ISOLATED = True
 MATERIAL = "pairs"
+RATE_SHARE = 0.05
 
 RECIPE = starters.pairs(
     "cpo",

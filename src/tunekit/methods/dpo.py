@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ISOLATED = True
 MATERIAL = "pairs"
+RATE_SHARE = 0.05
 LossName = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
     "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",

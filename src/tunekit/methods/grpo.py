@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ISOLATED = True
 MATERIAL = "prompts"
+RATE_SHARE = 0.05
 
 RECIPE = starters.prompts(
     "grpo",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ISOLATED = True
 check = check_reference
 MATERIAL = "judged"
+RATE_SHARE = 0.05
 
 RECIPE = starters.pairs(
     "kto",

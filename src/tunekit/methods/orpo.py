@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ISOLATED = True
 MATERIAL = "pairs"
+RATE_SHARE = 0.5
 
 RECIPE = starters.pairs(
     "orpo",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ISOLATED = True
 MATERIAL = "prompts"
+RATE_SHARE = 0.05
 _HORIZON = 10_000.0  # as in arXiv 1909.08593
 RECIPE = starters.prompts(
     "ppo",

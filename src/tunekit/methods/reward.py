@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ISOLATED = True
 MATERIAL = "pairs"
+RATE_SHARE = 0.5
 HEAD = "score"
 """The model gets one output in the place of its vocabulary."""
 

@@ -13,11 +13,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from tunekit.core.errors import Problem, UserError, raise_all
-from tunekit.core.registry import ADAPTERS, METHODS, did_you_mean
+from tunekit.core.registry import METHODS, did_you_mean
 from tunekit.recipe import document as documents
 from tunekit.recipe.checks import recipe_problems
 from tunekit.recipe.extra import extra_problems
 from tunekit.recipe.kinds import Kinds, recipe_type, unknown_kinds
+from tunekit.recipe.rates import usual_rate
 from tunekit.recipe.schema import Recipe
 
 T = TypeVar("T", bound=BaseModel)
@@ -81,14 +82,10 @@ def refuse(problems: Iterable[Problem]) -> None:
 
 
 def _with_learning_rate(recipe: Recipe) -> Recipe:
-    """Where the recipe names none, the learning rate is the one that suits its adapter."""
-    adapter = recipe.adapter_block
-    if adapter is None or "learning_rate" in recipe.train.model_fields_set:
+    """Where the recipe names none, the learning rate is the one that suits its method and what it trains."""
+    if "learning_rate" in recipe.train.model_fields_set:
         return recipe
-    usual = getattr(ADAPTERS.load(adapter.kind), "LEARNING_RATE", None)
-    if usual is None:
-        return recipe
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"learning_rate": usual})})
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"learning_rate": usual_rate(recipe)})})
 
 
 def _line(problem: Problem) -> tuple[int, ...]:

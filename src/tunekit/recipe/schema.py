@@ -138,7 +138,10 @@ class TrainBlock(Block):
         None, description="examples per device and forward pass; derived when left out; auto: as many as fit in memory"
     )
     learning_rate: float = Field(
-        2e-4, gt=0, le=10, description="peak learning rate; default: what suits the kind of adapter"
+        2e-4,
+        gt=0,
+        le=10,
+        description="peak learning rate; default: what suits the method and what is trained, here LoRA in sft",
     )
     schedule: Literal["linear", "cosine", "constant", "cosine_with_min_lr", "inverse_sqrt", "polynomial"] = Field(
         "cosine", description="learning rate after the warm-up"
