@@ -121,7 +121,7 @@ def test_stopped_and_gone_on_with_is_as_if_never_stopped(case, at, uninterrupted
 DRAWING, MEASURING, HELD_OUT = "drawing answers", "measuring answers", "answering held-out prompts"
 IN = [
     pytest.param("grpo one by one", DRAWING, 4, marks=pytest.mark.slow),
-    pytest.param("grpo one by one", DRAWING, 0),
+    pytest.param("grpo one by one", DRAWING, 0, marks=pytest.mark.slow),
     pytest.param("grpo one by one", HELD_OUT, 3),
     pytest.param("grpo one by one", DRAWING, 6, marks=pytest.mark.slow),
     pytest.param("grpo", MEASURING, 4, marks=pytest.mark.slow),

@@ -31,7 +31,7 @@ MATRIX = {
     "reward full": ("reward", {**EVAL, "train__log_every": 4}),
     "simpo": ("simpo", {"adapter": LORA, "simpo__nll_weight": 0.2}),
 }
-QUICK = ("dpo lora", "dpo full", "kto", "reward full")
+QUICK = ("dpo full", "kto")
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[] if c in QUICK else [pytest.mark.slow]) for c in MATRIX])

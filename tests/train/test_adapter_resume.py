@@ -27,7 +27,7 @@ KINDS = {
     "tokens": {"kind": "trainable_tokens", "tokens": [3, 4, 5]},
     "pvera": {"kind": "pvera", "r": 4},  # a kind without a file, which draws numbers in training
 }
-QUICK = ("adalora", "bottleneck")
+QUICK = ("adalora",)
 
 
 def weights(plan):
