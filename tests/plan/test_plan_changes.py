@@ -87,6 +87,7 @@ def test_the_table_shows_every_rule():
     assert len(rows) == sum(len(rule.keys) for rule in (*RULES, LONGER, CHOOSES))
 
 
+SAME_RATE = {"train.learning_rate": 2e-4}  # the default is another one for fresh weights
 KEEPS_BEST = {"data.eval": {"count": 2}, "train.keep_best": True, "eval.every": 5}
 CASES = [
     # before, after, the changed key, old, new, kind
@@ -125,7 +126,7 @@ CASES = [
     ({"data.eval": {"count": 2}}, {"data.eval": {"count": 2}, "eval.every": 5}, "eval.every", None, 5, "harmless"),
     (KEEPS_BEST, KEEPS_BEST | {"eval.every": 9}, "eval.every", 5, 9, "allowed"),
     (KEEPS_BEST, KEEPS_BEST | {"eval.confidence": 0.9}, "eval.confidence", 0.95, 0.9, "harmless"),
-    ({}, {"model.name": "builtin:random"}, "model.name", "builtin:tiny", "builtin:random", "fixed"),
+    (SAME_RATE, SAME_RATE | {"model.name": "builtin:random"}, "model.name", "builtin:tiny", "builtin:random", "fixed"),
     ({}, {"model.dtype": "bfloat16"}, "model.dtype", "float32", "bfloat16", "fixed"),
     ({}, {"model.tokenizer": "other"}, "model.tokenizer", None, "other", "fixed"),
     ({}, {"train.optimizer": "muon"}, "train.optimizer", "adamw", "muon", "fixed"),
